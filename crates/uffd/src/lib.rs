@@ -1,0 +1,1 @@
+//! Safe owner of a userfaultfd and of the memory ranges registered with it.

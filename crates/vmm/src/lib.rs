@@ -1,0 +1,1 @@
+//! A small KVM machine whose whole state can be saved and restored.

@@ -1,0 +1,4 @@
+//! Inspects, verifies, compares and extracts vmsnap snapshot files.
+#![forbid(unsafe_code)]
+
+fn main() {}

