@@ -1,1 +1,37 @@
 //! A small KVM machine whose whole state can be saved and restored.
+//!
+//! The crate boots an ELF kernel by its PVH entry point on real vCPUs, and offers the three verbs that a
+//! snapshot needs: [`Machine::pause`], [`Machine::save_state`] and [`Machine::resume`], and the way back,
+//! [`Machine::restore`]. Guest memory belongs to the caller: the machine never hears of files, formats or
+//! how memory is captured. [`VmState`] is everything but guest memory, in structures with named fields
+//! that are encoded as CBOR, so that a tool that never met this crate can print a register.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use vmm::{Kernel, Machine, MachineConfig, create_guest_memory};
+//!
+//! let config = MachineConfig { kernel: Some(Kernel::Elf("guest.elf".into())), ..MachineConfig::default() };
+//! let machine = Machine::boot(&config, create_guest_memory(&config)?)?;
+//! machine.resume()?;
+//! machine.pause()?;
+//! let state = machine.save_state()?;
+//! let parts = state.to_parts()?;
+//! # Ok(()) }
+//! ```
+
+mod config;
+mod error;
+mod machine;
+mod memory;
+mod run_state;
+mod state;
+
+pub use config::{Backing, Kernel, MachineConfig, SerialOutput};
+pub use error::{Error, ErrorKind};
+pub use machine::{Machine, RestoreOptions};
+pub use memory::{MemoryRange, create_guest_memory, create_guest_memory_for, memory_ranges};
+pub use run_state::{CrashReport, RunState, StopReason};
+pub use state::{
+    ByteString, Clock, CpuidLeaf, DebugRegs, DescriptorTable, DeviceState, IoApic, Pic, Pit, PitChannel,
+    PlatformState, Regs, Segment, Sregs, StateError, StatePart, VcpuEvents, VcpuState, VmSection, VmState,
+};

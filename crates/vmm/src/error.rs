@@ -1,0 +1,142 @@
+//! The errors of this crate.
+
+use std::io;
+
+use crate::run_state::RunState;
+use crate::state::StateError;
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Why a machine could not be created, paused, saved or restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A field of the configuration breaks a rule.
+    #[error("configuration: {field} {rule}")]
+    InvalidConfig {
+        /// Name of the field.
+        field: &'static str,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
+    /// `/dev/kvm` is missing or may not be opened.
+    #[error("kvm is not usable on this host")]
+    KvmUnavailable(#[source] io::Error),
+    /// This KVM lacks something that a machine needs.
+    #[error("kvm lacks {capability}")]
+    MissingCapability {
+        /// KVM's name of the capability.
+        capability: &'static str,
+    },
+    /// A KVM call was refused.
+    #[error("{operation}")]
+    Kvm {
+        /// KVM's name of the call.
+        operation: &'static str,
+        /// What the kernel answered.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// A KVM call on a vCPU was refused.
+    #[error("vcpu {vcpu}: {operation}")]
+    Vcpu {
+        /// Number of the vCPU.
+        vcpu: u32,
+        /// KVM's name of the call.
+        operation: &'static str,
+        /// What the kernel answered.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// KVM did not take or give an MSR.
+    #[error("vcpu {vcpu}: {operation} refused msr {index:#x}")]
+    MsrRefused {
+        /// Number of the vCPU.
+        vcpu: u32,
+        /// KVM's name of the call.
+        operation: &'static str,
+        /// Index of the MSR.
+        index: u32,
+    },
+    /// An operating system call failed.
+    #[error("{operation}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// Guest memory could not be mapped or does not fit the configuration.
+    #[error("guest memory: {problem}")]
+    Memory {
+        /// The rule or call that failed.
+        problem: String,
+    },
+    /// The kernel image cannot be booted.
+    #[error("kernel image: {problem}")]
+    Kernel {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The operation makes no sense in the machine's run state.
+    #[error("cannot {operation} a machine that is {state}")]
+    InvalidRunState {
+        /// The operation asked for.
+        operation: &'static str,
+        /// The state that the machine is in.
+        state: RunState,
+    },
+    /// A saved state cannot be decoded or contradicts itself.
+    #[error("saved state")]
+    State(#[from] StateError),
+    /// A saved state is valid, but not for this host or this machine.
+    #[error("incompatible: {0}")]
+    Incompatible(String),
+    /// A device could not be drained, saved or restored.
+    #[error("device {name}: {problem}")]
+    Device {
+        /// Name of the device.
+        name: String,
+        /// What went wrong.
+        problem: String,
+    },
+}
+
+/// How a caller decides what to do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller asked for something impossible.
+    InvalidInput,
+    /// This host cannot do it.
+    Unsupported,
+    /// The saved state breaks its schema.
+    Corrupt,
+    /// The saved state is valid, but not for this host.
+    Incompatible,
+    /// The operation does not fit the machine's run state.
+    InvalidRunState,
+    /// The operating system or KVM failed.
+    System,
+}
+
+impl Error {
+    /// Returns the kind of the error.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InvalidConfig { .. } | Self::Kernel { .. } => ErrorKind::InvalidInput,
+            Self::KvmUnavailable(_) | Self::MissingCapability { .. } => ErrorKind::Unsupported,
+            Self::State(_) => ErrorKind::Corrupt,
+            Self::Incompatible { .. } => ErrorKind::Incompatible,
+            Self::InvalidRunState { .. } => ErrorKind::InvalidRunState,
+            Self::Kvm { .. }
+            | Self::Vcpu { .. }
+            | Self::MsrRefused { .. }
+            | Self::Io { .. }
+            | Self::Memory { .. }
+            | Self::Device { .. } => ErrorKind::System,
+        }
+    }
+}
