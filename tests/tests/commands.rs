@@ -142,18 +142,11 @@ fn a_core_file_opens_in_gdb() {
     );
     guest.snapshot(&file, &[]);
     snaptool(&["restore", text(&file), "--elf-core", text(&core)]).expect_code(0);
-    let output = Command::new("gdb").args([
-        "-batch",
-        "-nx",
-        "-ex",
-        "info threads",
-        "-ex",
-        "info registers rip",
-    ]);
-    let output = { output }
-        .args(["-ex", "x/2i $rip", "-core", text(&core)])
-        .output()
-        .expect("gdb runs");
+    let commands = ["info threads", "info registers rip", "x/2i $rip"];
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-batch", "-nx"])
+        .args(commands.iter().flat_map(|command| ["-ex", command]));
+    let output = gdb.args(["-core", text(&core)]).output().expect("gdb runs");
     let seen = String::from_utf8_lossy(&output.stdout);
     assert!(seen.contains("rip"), "gdb shows no registers: {seen}");
     assert!(
