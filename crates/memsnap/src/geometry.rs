@@ -1,0 +1,282 @@
+//! Guest memory as a capture sees it: regions cut into chunks, runs of 2 MiB and pieces of 16 MiB.
+//!
+//! A *run* is what a walker takes at a time. Runs end on 2 MiB boundaries of host addresses, so that a
+//! transparent huge page is never split by lifting a run's protection. A *piece* is a number of runs, the
+//! amount protected in one call. Chunks number the memory of all regions in address order.
+
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use snapfile::{ChunkLayout, ChunkNumber, MemoryMap, MemoryRegion};
+use uffd::{MappedRange, PAGE_SIZE};
+use vm_memory::{
+    Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion, VolatileMemory,
+};
+
+use crate::error::{Error, Result};
+
+/// Bytes of a run: those of a huge page.
+pub(crate) const RUN: usize = 2 << 20;
+/// Runs in a piece.
+const PIECE_RUNS: u64 = 8;
+
+/// Describes guest memory as a snapshot's memory map.
+///
+/// # Errors
+/// [`Error::Source`] where the format's limits do not allow it.
+pub fn memory_map(memory: &GuestMemoryMmap<()>) -> Result<MemoryMap> {
+    let regions = memory.iter().map(|region| MemoryRegion {
+        guest_address: region.start_addr().raw_value(),
+        len_bytes: region.len(),
+    });
+    MemoryMap::new(regions.collect()).map_err(Error::Source)
+}
+
+/// One region's mapping, shared with the guest memory that it came from and so kept alive.
+#[derive(Clone, Debug)]
+pub(crate) struct Mapping(Arc<MmapRegion<()>>);
+
+#[expect(unsafe_code, reason = "vouches for the life of a mapping")]
+// SAFETY: `MmapRegion` owns its mapping or was made by unsafe code that vouches for it; it neither moves
+// nor unmaps it before it is dropped, gives out no references to its bytes, and is kept by the `Arc`.
+unsafe impl MappedRange for Mapping {
+    fn start(&self) -> NonNull<u8> {
+        NonNull::new(self.0.as_ptr()).unwrap_or(NonNull::dangling())
+    }
+
+    fn len_bytes(&self) -> usize {
+        self.0.size()
+    }
+}
+
+/// A region with its place among the chunks and runs.
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) mapping: Mapping,
+    pub(crate) guest_address: u64,
+    pub(crate) len: usize,
+    /// Whether a file or memory file is known to be behind it.
+    pub(crate) file_backed: bool,
+    first_chunk: u64,
+    first_run: u64,
+    /// Bytes before the first 2 MiB boundary of host addresses, in whole chunks.
+    lead: usize,
+}
+
+/// Bytes of one region, as offsets into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) region: usize,
+    pub(crate) bytes: Range<usize>,
+}
+
+/// All regions and how they are cut.
+#[derive(Debug)]
+pub(crate) struct Geometry {
+    regions: Vec<Region>,
+    chunk_size: usize,
+    chunk_count: u64,
+    run_count: u64,
+}
+
+impl Geometry {
+    /// Cuts `memory` as `layout` says, which must describe the same regions.
+    pub(crate) fn new(memory: &GuestMemoryMmap<()>, layout: &ChunkLayout) -> Result<Self> {
+        let chunk_size = layout.chunk_size().bytes() as usize;
+        let own = ChunkLayout::new(&memory_map(memory)?, layout.chunk_size());
+        if own != *layout {
+            return Err(Error::MemoryMap {
+                guest_address: first_difference(&own, layout),
+            });
+        }
+        let (mut regions, mut run_count) = (Vec::new(), 0);
+        for (index, region) in memory.iter().enumerate() {
+            let mapping = Mapping(region.get_mmap());
+            let len = mapping.len_bytes();
+            let lead = (mapping.start().as_ptr() as usize).wrapping_neg() % RUN / chunk_size * chunk_size;
+            let lead = lead.min(len);
+            regions.push(Region {
+                mapping,
+                guest_address: region.start_addr().raw_value(),
+                len,
+                file_backed: region.file_offset().is_some(),
+                first_chunk: layout.region_chunks(index).start,
+                first_run: run_count,
+                lead,
+            });
+            run_count += u64::from(lead > 0) + (len - lead).div_ceil(RUN) as u64;
+        }
+        Ok(Geometry {
+            regions,
+            chunk_size,
+            chunk_count: layout.chunk_count(),
+            run_count,
+        })
+    }
+
+    pub(crate) fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    pub(crate) fn region(&self, index: usize) -> &Region {
+        &self.regions[index]
+    }
+
+    pub(crate) fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    pub(crate) fn chunk_count(&self) -> u64 {
+        self.chunk_count
+    }
+
+    pub(crate) fn run_count(&self) -> u64 {
+        self.run_count
+    }
+
+    pub(crate) fn piece_count(&self) -> u64 {
+        self.regions.iter().map(|region| region.piece_count()).sum()
+    }
+
+    pub(crate) fn len_bytes(&self) -> u64 {
+        self.regions.iter().map(|region| region.len as u64).sum()
+    }
+
+    /// The memory of a chunk.
+    ///
+    /// # Panics
+    /// When there is no such chunk.
+    pub(crate) fn chunk(&self, chunk: u64) -> Span {
+        let index = self.regions.partition_point(|region| region.first_chunk <= chunk) - 1;
+        let region = &self.regions[index];
+        let start = to_usize(chunk - region.first_chunk) * self.chunk_size;
+        Span {
+            region: index,
+            bytes: start..region.len.min(start + self.chunk_size),
+        }
+    }
+
+    /// The guest physical address of a chunk.
+    pub(crate) fn guest_address(&self, chunk: u64) -> u64 {
+        let span = self.chunk(chunk);
+        self.regions[span.region].guest_address + span.bytes.start as u64
+    }
+
+    /// The chunks that lie in a span, which begins and ends with chunks.
+    pub(crate) fn chunks(&self, span: &Span) -> Range<u64> {
+        let first = self.regions[span.region].first_chunk;
+        let start = first + (span.bytes.start / self.chunk_size) as u64;
+        start..first + span.bytes.end.div_ceil(self.chunk_size) as u64
+    }
+
+    /// The memory of chunks that follow each other in one region.
+    pub(crate) fn span(&self, chunks: &Range<u64>) -> Span {
+        let (first, last) = (self.chunk(chunks.start), self.chunk(chunks.end - 1));
+        Span {
+            region: first.region,
+            bytes: first.bytes.start..last.bytes.end,
+        }
+    }
+
+    /// The chunk that holds a host address.
+    pub(crate) fn chunk_at(&self, host_address: usize) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = host_address
+                .checked_sub(region.start())
+                .filter(|offset| *offset < region.len)?;
+            Some(region.first_chunk + (offset / self.chunk_size) as u64)
+        })
+    }
+
+    /// The memory of a run.
+    ///
+    /// # Panics
+    /// When there is no such run.
+    pub(crate) fn run(&self, run: u64) -> Span {
+        let index = self.regions.partition_point(|region| region.first_run <= run) - 1;
+        let region = &self.regions[index];
+        let number = run - region.first_run;
+        Span {
+            region: index,
+            bytes: region.run_start(number)..region.run_start(number + 1),
+        }
+    }
+
+    /// All pieces in address order.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Span> + '_ {
+        self.regions.iter().enumerate().flat_map(|(index, region)| {
+            (0..region.piece_count()).map(move |piece| {
+                let bytes = region.run_start(piece * PIECE_RUNS)..region.run_start((piece + 1) * PIECE_RUNS);
+                Span { region: index, bytes }
+            })
+        })
+    }
+}
+
+impl Region {
+    fn start(&self) -> usize {
+        self.mapping.start().as_ptr() as usize
+    }
+
+    /// The host address of an offset.
+    pub(crate) fn host_address(&self, offset: usize) -> usize {
+        self.start() + offset
+    }
+
+    fn run_count(&self) -> u64 {
+        u64::from(self.lead > 0) + (self.len - self.lead).div_ceil(RUN) as u64
+    }
+
+    fn piece_count(&self) -> u64 {
+        self.run_count().div_ceil(PIECE_RUNS)
+    }
+
+    fn run_start(&self, run: u64) -> usize {
+        let whole = run.saturating_sub(u64::from(self.lead > 0));
+        let lead = if run == 0 { 0 } else { self.lead };
+        self.len.min(lead + to_usize(whole) * RUN)
+    }
+
+    /// Copies guest memory from `offset` on into `plain`, except pages that `present` says are not there:
+    /// those are zeros, and are not touched.
+    pub(crate) fn read(&self, offset: usize, present: &[u8], plain: &mut [u8]) {
+        for (pages, there) in uffd::Residency::runs(present) {
+            let target = &mut plain[pages.start * PAGE_SIZE..pages.end * PAGE_SIZE];
+            if there {
+                let source = self
+                    .mapping
+                    .0
+                    .get_slice(offset + pages.start * PAGE_SIZE, target.len());
+                source.expect("a span lies inside its region").copy_to(target);
+            } else {
+                target.fill(0);
+            }
+        }
+    }
+
+    /// Writes `plain` to guest memory at `offset`.
+    pub(crate) fn write(&self, offset: usize, plain: &[u8]) {
+        let target = self.mapping.0.get_slice(offset, plain.len());
+        target.expect("a span lies inside its region").copy_from(plain);
+    }
+}
+
+/// The first guest physical address at which two layouts differ.
+fn first_difference(ours: &ChunkLayout, theirs: &ChunkLayout) -> u64 {
+    let count = ours.chunk_count().max(theirs.chunk_count());
+    let range = |layout: &ChunkLayout, chunk| layout.chunk(ChunkNumber(chunk));
+    (0..count)
+        .find(|chunk| range(ours, *chunk) != range(theirs, *chunk))
+        .and_then(|chunk| range(ours, chunk).or(range(theirs, chunk)))
+        .map_or(0, |range| range.guest_address)
+}
+
+/// Offsets into memory that this process has mapped fit `usize`.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an offset into a mapping of this process"
+)]
+fn to_usize(value: u64) -> usize {
+    value as usize
+}
