@@ -24,7 +24,6 @@ impl Output {
     ///
     /// # Panics
     /// When it is not one JSON document.
-    #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("not JSON ({error}): {}\n{}", self.stdout, self.stderr))
