@@ -1,2 +1,39 @@
 //! One whole-VM snapshot: the order of pause, memory, state, resume, commit; and the reverse.
+//!
+//! [`save`] writes a running [`vmm::Machine`] into one file as of one instant, while its guest runs on; [`restore`] makes
+//! a machine of such a file. The crate knows both sides, the machine and the file, and owns nothing but the order of
+//! things between them: memory is captured by `memsnap`, the machine is `vmm`'s, the bytes are `snapfile`'s.
+//!
+//! ```no_run
+//! # fn example(machine: &vmm::Machine) -> Result<(), Box<dyn std::error::Error>> {
+//! use snapshot::{RestoreOptions, SaveControl, SaveOptions, restore, save};
+//!
+//! let report = save(machine, "vm.vmsnap", &SaveOptions::default(), &SaveControl::new())?;
+//! println!("the guest was held for {} us", report.statistics.downtime_us);
+//! let (twin, _) = restore("vm.vmsnap", &RestoreOptions::default())?;
+//! # Ok(()) }
+//! ```
 #![forbid(unsafe_code)]
+
+mod control;
+mod error;
+mod output;
+mod parent;
+mod report;
+mod restore;
+mod run_switch;
+mod save;
+mod sections;
+
+pub use control::{Phase, SaveControl, SaveProgress};
+pub use error::{Error, ErrorKind};
+pub use report::{
+    CaptureFigures, RestoreReport, SaveMode, SaveReport, StallFigures, Statistics, StoredChunks,
+};
+pub use restore::{RestoreOptions, restore, restore_with_progress};
+pub use run_switch::RunSwitch;
+pub use save::{SaveOptions, save};
+pub use sections::{Provenance, read_provenance, read_state, read_statistics};
+
+pub use memsnap::{CaptureOptions, Pressure, RestoreProgress};
+pub use snapfile::{ChunkSize, Codec, WriterOptions};

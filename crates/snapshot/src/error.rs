@@ -1,0 +1,94 @@
+//! The errors of this crate.
+
+use std::path::PathBuf;
+
+/// The crate's result.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Why a machine could not be saved, restored or checked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Someone asked for the end of the save before its file was complete.
+    #[error("the snapshot was cancelled")]
+    Cancelled,
+    /// The snapshot file cannot be created, written or made durable.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file that was to be.
+        path: PathBuf,
+        /// What stood in the way.
+        #[source]
+        source: snapfile::Error,
+    },
+    /// A snapshot file cannot be opened or read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: snapfile::Error,
+    },
+    /// A file cannot be found where the caller says that it is.
+    #[error("cannot find {}", path.display())]
+    Path {
+        /// The path as given.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Guest memory cannot be captured or filled.
+    #[error("guest memory")]
+    Memory(#[from] memsnap::Error),
+    /// The machine cannot be paused, saved, created or resumed.
+    #[error(transparent)]
+    Machine(#[from] vmm::Error),
+    /// The machine's state cannot be encoded or decoded.
+    #[error("machine state")]
+    State(#[from] vmm::StateError),
+    /// A section of the file is missing or breaks its schema.
+    #[error("section {name}: {problem}")]
+    Section {
+        /// Name of the section.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A section of the file cannot be read.
+    #[error("section {name}")]
+    ReadSection {
+        /// Name of the section.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: snapfile::Error,
+    },
+}
+
+impl Error {
+    /// Returns the kind of the error.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Cancelled | Self::Memory(memsnap::Error::Cancelled) => ErrorKind::Cancelled,
+            Self::Memory(memsnap::Error::Pressure { .. } | memsnap::Error::Stall { .. }) => {
+                ErrorKind::Abandoned
+            }
+            _ => ErrorKind::Failed,
+        }
+    }
+}
+
+/// How a caller decides what to do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Someone asked for the end.
+    Cancelled,
+    /// The pressure policy or a limit gave the snapshot up; the guest runs on and it can be tried again.
+    Abandoned,
+    /// Something went wrong.
+    Failed,
+}

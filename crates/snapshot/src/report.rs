@@ -1,0 +1,243 @@
+//! What a save or a restore cost: the figures for people, for JSON and for the statistics section of the file.
+//!
+//! Times are whole microseconds and sizes are bytes, so that a figure means the same in every encoding. The
+//! [`Statistics`] are what is known before the file is complete and are stored in it; the [`SaveReport`] adds what
+//! only the finished file can tell.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use memsnap::{CaptureReport, StallReport};
+use snapfile::{ChunkCounts, Summary};
+
+use crate::control::micros;
+
+/// Whether the guest runs while its memory is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveMode {
+    /// The guest runs on; memory is copied before it changes.
+    #[default]
+    Async,
+    /// The guest is held until all is written.
+    Stop,
+}
+
+/// What a complete snapshot cost, and what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaveReport {
+    /// Identity of the guest state, in hexadecimal.
+    pub root_digest: String,
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// Bytes of encoded chunks in it.
+    pub stored_bytes: u64,
+    /// Chunks by the way they are stored.
+    pub chunks: StoredChunks,
+    /// Making the file durable and giving it its name.
+    pub commit_us: u64,
+    /// From the command until the file had its name.
+    pub total_us: u64,
+    /// What is also stored in the file.
+    pub statistics: Statistics,
+}
+
+/// Chunks by the way they are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredChunks {
+    /// All zero; nothing is stored.
+    pub zero: u64,
+    /// One repeated pattern.
+    pub fill: u64,
+    /// Stored plain.
+    pub raw: u64,
+    /// Compressed with Zstandard.
+    pub zstd: u64,
+    /// Compressed with LZ4.
+    pub lz4: u64,
+    /// Equal to another chunk of the file.
+    pub duplicate: u64,
+    /// Equal to the parent's chunk.
+    pub parent: u64,
+}
+
+/// What a snapshot cost, as far as it is known before its file is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Whether the guest ran meanwhile.
+    pub mode: SaveMode,
+    /// Whether a user had paused the guest before.
+    pub was_paused: bool,
+    /// From the command to the instant that the snapshot shows.
+    pub command_to_capture_point_us: u64,
+    /// How long the guest was held for the snapshot; 0 if a user had paused it.
+    pub downtime_us: u64,
+    /// Of the downtime: parking the vCPUs and draining the devices.
+    pub park_us: u64,
+    /// Of the downtime: saving the state of vCPUs and devices.
+    pub state_us: u64,
+    /// Of the downtime: protecting the memory that the guest had just touched.
+    pub freeze_us: u64,
+    /// Of the downtime: letting the vCPUs run again.
+    pub resume_us: u64,
+    /// What the memory capture cost.
+    pub capture: CaptureFigures,
+}
+
+/// What a memory capture cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureFigures {
+    /// How unpopulated memory was covered; absent where nothing was protected.
+    pub kernel_path: Option<String>,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Guest memory per chunk.
+    pub chunk_bytes: u64,
+    /// Chunks of guest memory.
+    pub chunks: u64,
+    /// Threads that walked memory and encoded.
+    pub walkers: u64,
+    /// Protecting memory while the guest ran.
+    pub arm_us: u64,
+    /// Passes over touched chunks after the first pass over everything.
+    pub arm_rounds: u64,
+    /// Chunks protected again while the guest was held.
+    pub chunks_touched_at_freeze: u64,
+    /// Bytes protected for the first time while the guest was held.
+    pub bytes_unarmed_at_freeze: u64,
+    /// Writes that waited before the capture point.
+    pub faults_arming: u64,
+    /// Writes that waited after the capture point.
+    pub faults_draining: u64,
+    /// How long writes waited before the capture point.
+    pub stall_arming: StallFigures,
+    /// How long writes waited after the capture point.
+    pub stall_draining: StallFigures,
+    /// Writes that had to wait for a copy buffer.
+    pub faults_throttled: u64,
+    /// Memory copied aside because of a write.
+    pub copied_bytes: u64,
+    /// Most copy buffers in use at once.
+    pub buffer_high_water_bytes: u64,
+    /// Chunks found to be unpopulated without touching them.
+    pub chunks_unpopulated: u64,
+    /// Memory handed to the encoders.
+    pub encoded_bytes: u64,
+    /// From the capture point until every chunk was in the file.
+    pub drain_us: u64,
+}
+
+/// How long writes of the guest waited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StallFigures {
+    /// Writes that waited.
+    pub count: u64,
+    /// Half of them waited no longer than this.
+    pub p50_us: u64,
+    /// 99 of 100 waited no longer than this.
+    pub p99_us: u64,
+    /// The longest wait.
+    pub max_us: u64,
+}
+
+/// What a restore cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreReport {
+    /// Name of the machine when it was saved; may be empty.
+    pub vm_name: String,
+    /// Number of virtual processors.
+    pub cpus: u32,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Opening the file and its parents, and reading the machine's state.
+    pub open_us: u64,
+    /// Filling guest memory.
+    pub memory_us: u64,
+    /// Creating the machine and giving it its state.
+    pub machine_us: u64,
+    /// From the command until the machine can run.
+    pub total_us: u64,
+}
+
+impl SaveReport {
+    pub(crate) fn new(statistics: Statistics, summary: &Summary, commit: Duration, total: Duration) -> Self {
+        Self {
+            root_digest: summary.root_digest.to_string(),
+            file_bytes: summary.file_len,
+            stored_bytes: summary.stored_bytes,
+            chunks: summary.chunks.into(),
+            commit_us: micros(commit),
+            total_us: micros(total),
+            statistics,
+        }
+    }
+}
+
+impl From<ChunkCounts> for StoredChunks {
+    fn from(counts: ChunkCounts) -> Self {
+        let ChunkCounts {
+            zero,
+            fill,
+            raw,
+            zstd,
+            lz4,
+            duplicate,
+            parent,
+        } = counts;
+        Self {
+            zero,
+            fill,
+            raw,
+            zstd,
+            lz4,
+            duplicate,
+            parent,
+        }
+    }
+}
+
+impl From<&CaptureReport> for CaptureFigures {
+    fn from(report: &CaptureReport) -> Self {
+        Self {
+            kernel_path: report.kernel_path.map(|path| kernel_path_name(path).to_owned()),
+            memory_bytes: report.memory_bytes,
+            chunk_bytes: u64::from(report.chunk_bytes),
+            chunks: report.chunks,
+            walkers: report.walkers as u64,
+            arm_us: micros(report.arm),
+            arm_rounds: u64::from(report.arm_rounds),
+            chunks_touched_at_freeze: report.chunks_touched_at_freeze,
+            bytes_unarmed_at_freeze: report.bytes_unarmed_at_freeze,
+            faults_arming: report.faults_arming,
+            faults_draining: report.faults_draining,
+            stall_arming: (&report.stall_arming).into(),
+            stall_draining: (&report.stall).into(),
+            faults_throttled: report.faults_throttled,
+            copied_bytes: report.copied_bytes,
+            buffer_high_water_bytes: report.buffer_high_water_bytes,
+            chunks_unpopulated: report.chunks_unpopulated,
+            encoded_bytes: report.bytes_encoded,
+            drain_us: micros(report.drain),
+        }
+    }
+}
+
+impl From<&StallReport> for StallFigures {
+    fn from(report: &StallReport) -> Self {
+        Self {
+            count: report.count,
+            p50_us: micros(report.p50),
+            p99_us: micros(report.p99),
+            max_us: micros(report.max),
+        }
+    }
+}
+
+fn kernel_path_name(path: memsnap::KernelPath) -> &'static str {
+    match path {
+        memsnap::KernelPath::Auto => "auto",
+        memsnap::KernelPath::WpUnpopulated => "wp-unpopulated",
+        memsnap::KernelPath::PopulateFirst => "populate-first",
+    }
+}

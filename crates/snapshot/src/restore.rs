@@ -1,0 +1,134 @@
+//! Bringing a machine back from a file: state first, because it decides about memory; then memory; then vCPUs.
+//!
+//! Nothing of the guest runs before everything is in place. A host that lacks a processor feature which the guest
+//! has seen is refused before memory is filled or a vCPU exists.
+
+use std::path::Path;
+use std::time::Instant;
+
+use memsnap::RestoreProgress;
+use snapfile::Snapshot;
+use vmm::{Backing, Machine, MachineConfig, SerialOutput, VmState, create_guest_memory_for};
+
+use crate::control::micros;
+use crate::error::{Error, Result};
+use crate::report::RestoreReport;
+use crate::sections::{check_disks, read_provenance, read_state};
+
+/// How a machine is brought back.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreOptions {
+    /// Where the serial port goes.
+    pub serial: SerialOutput,
+    /// What guest memory is made of on the host.
+    pub backing: Backing,
+    /// Whether the host may use transparent huge pages for anonymous guest memory.
+    pub transparent_huge_pages: bool,
+    /// Threads that fill memory; 0 means one per core.
+    pub threads: usize,
+    /// Leave the machine paused; it runs otherwise.
+    pub paused: bool,
+    /// Restore although the host's processor lacks features that the guest has seen.
+    pub ignore_cpu_features: bool,
+}
+
+/// Opens a snapshot file with its parents and makes a machine of it.
+///
+/// # Errors
+/// The file is damaged, incomplete or not for this host, or the machine cannot be created.
+pub fn restore(path: impl AsRef<Path>, options: &RestoreOptions) -> Result<(Machine, RestoreReport)> {
+    restore_with_progress(path, options, &|_| {})
+}
+
+/// Like [`restore`], and tells from several threads how much of memory is in place.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_with_progress(
+    path: impl AsRef<Path>,
+    options: &RestoreOptions,
+    progress: &(dyn Fn(RestoreProgress) + Sync),
+) -> Result<(Machine, RestoreReport)> {
+    let began = Instant::now();
+    let path = path.as_ref();
+    let snapshot = open(path)?;
+    check_disks(&snapshot)?;
+    let state = read_state(&snapshot)?;
+    check_memory_map(&snapshot, &state)?;
+    let vm_name = read_provenance(&snapshot)
+        .map(|provenance| provenance.vm_name)
+        .unwrap_or_default();
+    let config = MachineConfig {
+        memory_bytes: snapshot.memory_map().len_bytes(),
+        cpus: state.vm.cpus,
+        serial: options.serial.clone(),
+        backing: options.backing,
+        transparent_huge_pages: options.transparent_huge_pages,
+        ..MachineConfig::default()
+    };
+    let opened = began.elapsed();
+
+    let memory = create_guest_memory_for(&state.vm.memory, options.backing, options.transparent_huge_pages)?;
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let filling = Instant::now();
+    memsnap::restore_eager(&memory, &snapshot, threads, progress).map_err(|error| match error {
+        memsnap::Error::Source(source) => Error::Read {
+            path: path.to_owned(),
+            source,
+        },
+        error => Error::Memory(error),
+    })?;
+    let filled = filling.elapsed();
+
+    let creating = Instant::now();
+    let vmm_options = vmm::RestoreOptions {
+        ignore_cpu_features: options.ignore_cpu_features,
+    };
+    let machine = Machine::restore(&config, memory, &state, &vmm_options)?;
+    if !options.paused {
+        machine.resume()?;
+    }
+    let report = RestoreReport {
+        vm_name,
+        cpus: config.cpus,
+        memory_bytes: config.memory_bytes,
+        open_us: micros(opened),
+        memory_us: micros(filled),
+        machine_us: micros(creating.elapsed()),
+        total_us: micros(began.elapsed()),
+    };
+    Ok((machine, report))
+}
+
+/// Refuses a file whose machine and memory are not of the same shape, before anything is mapped.
+fn check_memory_map(snapshot: &Snapshot, state: &VmState) -> Result<()> {
+    let stored = snapshot
+        .memory_map()
+        .regions()
+        .iter()
+        .map(|region| (region.guest_address, region.len_bytes));
+    let expected = state
+        .vm
+        .memory
+        .iter()
+        .map(|range| (range.guest_address, range.len_bytes));
+    if stored.eq(expected) {
+        return Ok(());
+    }
+    let problem = "the machine's memory is not that of the file's memory map".to_owned();
+    Err(Error::Section {
+        name: "vm".to_owned(),
+        problem,
+    })
+}
+
+/// Opens a snapshot file and all its parents.
+pub(crate) fn open(path: &Path) -> Result<Snapshot> {
+    Snapshot::open_with_parents(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
+}

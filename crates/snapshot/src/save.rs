@@ -1,0 +1,281 @@
+//! Saving a running machine: the order of pause, memory, state, resume and commit.
+//!
+//! What makes the snapshot one instant is the order: all vCPUs and devices are parked, their state is read, memory
+//! is frozen, and only then anything runs again. Reading state comes before freezing because it may itself write
+//! guest memory. What keeps the pause short is everything that is *not* between the two: the file is created before
+//! memory is armed, memory is armed while the guest runs, and encoding, index, fsync and rename come after the
+//! resume, on the caller's thread, under no lock that a vCPU needs.
+//!
+//! Every way out of an error passes through the destructors: the hold lets the guest run on if its user wants that,
+//! the capture lifts its protection, the output removes its temporary file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use memsnap::{Capture, CaptureOptions, CaptureReport, memory_map, stop_and_copy};
+use snapfile::{Writer, WriterOptions};
+use vmm::{Machine, VmState};
+
+use crate::control::{Phase, SaveControl, micros};
+use crate::error::{Error, Result};
+use crate::output::Output;
+use crate::parent::open_parent;
+use crate::report::{CaptureFigures, SaveMode, SaveReport, Statistics};
+use crate::sections::{Provenance, provenance_section, state_sections, statistics_section};
+
+/// How a snapshot is taken and written.
+#[derive(Debug, Clone, Default)]
+pub struct SaveOptions {
+    /// Whether the guest runs while its memory is written.
+    pub mode: SaveMode,
+    /// How memory is captured; the control in it is not used, see [`SaveControl`].
+    pub capture: CaptureOptions,
+    /// How the file is written; a parent in it takes precedence over `parent`.
+    pub writer: WriterOptions,
+    /// Snapshot file whose equal chunks are not stored again.
+    pub parent: Option<PathBuf>,
+    /// Name of the machine, kept in the file.
+    pub vm_name: String,
+    /// Free-form labels, kept in the file.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Saves the whole machine into a new file at `path`, as of one instant close to this call.
+///
+/// The machine keeps running, or stays paused if a user had paused it. Until the file is complete and durable,
+/// nothing is seen under its name; an existing file is replaced at that moment.
+///
+/// # Errors
+/// Whatever goes wrong, and a cancel as well, leaves the machine as it was and no file behind.
+/// [`Error::kind`] tells a cancel and a snapshot given up under pressure from failures.
+pub fn save(
+    machine: &Machine,
+    path: impl AsRef<Path>,
+    options: &SaveOptions,
+    control: &SaveControl,
+) -> Result<SaveReport> {
+    let result = Save::create(machine, path.as_ref(), options, control).and_then(Save::run);
+    control.finish();
+    result
+}
+
+/// A save whose output file exists under its temporary name.
+struct Save<'a> {
+    machine: &'a Machine,
+    path: &'a Path,
+    options: &'a SaveOptions,
+    control: &'a SaveControl,
+    writer: Writer<Output>,
+    began: Instant,
+}
+
+/// The capture point: state and clock of that instant, and what reaching it cost.
+struct CapturePoint {
+    at: Instant,
+    wall_clock: SystemTime,
+    state: VmState,
+    was_paused: bool,
+    park: Duration,
+    save_state: Duration,
+}
+
+/// A captured memory with the statistics that belong to it.
+struct Captured {
+    point: CapturePoint,
+    downtime: Duration,
+    freeze: Duration,
+    resume: Duration,
+    report: CaptureReport,
+}
+
+impl<'a> Save<'a> {
+    fn create(
+        machine: &'a Machine,
+        path: &'a Path,
+        options: &'a SaveOptions,
+        control: &'a SaveControl,
+    ) -> Result<Self> {
+        let began = control.begin();
+        let failed = |source| Error::Write {
+            path: path.to_owned(),
+            source,
+        };
+        let mut writer_options = options.writer.clone();
+        if let (None, Some(parent)) = (&writer_options.parent, &options.parent) {
+            writer_options.parent = Some(open_parent(parent, path)?);
+        }
+        let map = memory_map(machine.memory())?;
+        let output = Output::create(path, control.file_bytes()).map_err(failed)?;
+        let writer = Writer::new(output, &map, writer_options).map_err(failed)?;
+        control.set_total(map.len_bytes(), writer.layout().chunk_count());
+        Ok(Self {
+            machine,
+            path,
+            options,
+            control,
+            writer,
+            began,
+        })
+    }
+
+    fn run(self) -> Result<SaveReport> {
+        let captured = match self.options.mode {
+            SaveMode::Async => self.capture_running()?,
+            SaveMode::Stop => self.capture_stopped()?,
+        };
+        self.commit(captured)
+    }
+
+    /// Memory is protected while the guest runs, and copied on write after the capture point.
+    fn capture_running(&self) -> Result<Captured> {
+        self.control.enter(Phase::Arming)?;
+        let layout = self.writer.layout().clone();
+        let mut capture = Capture::arm(self.machine.memory(), layout, self.capture_options())?;
+        self.control.enter(Phase::Held)?;
+        let held_at = Instant::now();
+        let hold = self.control.switch().hold(self.machine)?;
+        let point = self.reach_point(held_at, !hold.was_running())?;
+        let freezing = Instant::now();
+        capture.freeze()?;
+        let freeze = freezing.elapsed();
+        let resuming = Instant::now();
+        hold.release()?;
+        let (resume, downtime) = (resuming.elapsed(), held_at.elapsed());
+        self.control.enter(Phase::Draining)?;
+        let report = capture
+            .drain(&self.writer)
+            .map_err(|error| self.memory_error(error))?;
+        Ok(Captured {
+            point,
+            downtime,
+            freeze,
+            resume,
+            report,
+        })
+    }
+
+    /// The guest is held until all of its memory is in the file.
+    fn capture_stopped(&self) -> Result<Captured> {
+        self.control.enter(Phase::Held)?;
+        let held_at = Instant::now();
+        let hold = self.control.switch().hold(self.machine)?;
+        let point = self.reach_point(held_at, !hold.was_running())?;
+        self.control.enter(Phase::Draining)?;
+        let layout = self.writer.layout().clone();
+        let report = stop_and_copy(
+            self.machine.memory(),
+            layout,
+            self.capture_options(),
+            &self.writer,
+        )
+        .map_err(|error| self.memory_error(error))?;
+        let resuming = Instant::now();
+        hold.release()?;
+        let (resume, downtime) = (resuming.elapsed(), held_at.elapsed());
+        Ok(Captured {
+            point,
+            downtime,
+            freeze: Duration::ZERO,
+            resume,
+            report,
+        })
+    }
+
+    /// Reads the state of the machine, which is held.
+    fn reach_point(&self, held_at: Instant, was_paused: bool) -> Result<CapturePoint> {
+        let park = held_at.elapsed();
+        let at = Instant::now();
+        let state = self.machine.save_state()?;
+        let save_state = at.elapsed();
+        Ok(CapturePoint {
+            at,
+            wall_clock: SystemTime::now(),
+            state,
+            was_paused,
+            park,
+            save_state,
+        })
+    }
+
+    /// Writes what goes behind memory, and makes the file durable under its name.
+    fn commit(self, captured: Captured) -> Result<SaveReport> {
+        self.control.enter(Phase::Committing)?;
+        let failed = |source| Error::Write {
+            path: self.path.to_owned(),
+            source,
+        };
+        let statistics = self.statistics(&captured);
+        let mut sections = state_sections(&captured.point.state)?;
+        sections.push(provenance_section(&self.provenance(&captured.point))?);
+        sections.push(statistics_section(&statistics)?);
+        for section in &sections {
+            self.writer.put_section(section).map_err(failed)?;
+        }
+        let committing = Instant::now();
+        let (output, summary) = self.writer.finish().map_err(failed)?;
+        // The last moment at which a cancel is heeded: behind it, the file has its name.
+        self.control.enter(Phase::Committing)?;
+        output.commit().map_err(failed)?;
+        Ok(SaveReport::new(
+            statistics,
+            &summary,
+            committing.elapsed(),
+            self.began.elapsed(),
+        ))
+    }
+
+    fn statistics(&self, captured: &Captured) -> Statistics {
+        let Captured {
+            point,
+            downtime,
+            freeze,
+            resume,
+            report,
+        } = captured;
+        let unless_paused = |time: Duration| if point.was_paused { 0 } else { micros(time) };
+        Statistics {
+            mode: self.options.mode,
+            was_paused: point.was_paused,
+            command_to_capture_point_us: micros(point.at.duration_since(self.began)),
+            downtime_us: unless_paused(*downtime),
+            park_us: unless_paused(point.park),
+            state_us: micros(point.save_state),
+            freeze_us: micros(*freeze),
+            resume_us: unless_paused(*resume),
+            capture: CaptureFigures::from(report),
+        }
+    }
+
+    fn provenance(&self, point: &CapturePoint) -> Provenance {
+        Provenance {
+            labels: self.options.labels.clone(),
+            ..Provenance::new(
+                point.wall_clock,
+                &self.options.vm_name,
+                &self.options.writer.producer,
+            )
+        }
+    }
+
+    fn capture_options(&self) -> CaptureOptions {
+        CaptureOptions {
+            control: self.control.capture(),
+            ..self.options.capture.clone()
+        }
+    }
+
+    /// A chunk that the file did not take is a failure of the file, not of memory.
+    fn memory_error(&self, error: memsnap::Error) -> Error {
+        match error {
+            memsnap::Error::Sink(source) => match source.downcast::<snapfile::Error>() {
+                Ok(source) => Error::Write {
+                    path: self.path.to_owned(),
+                    source: *source,
+                },
+                Err(source) => Error::Memory(memsnap::Error::Sink(source)),
+            },
+            error => Error::Memory(error),
+        }
+    }
+}
