@@ -11,16 +11,39 @@
 //! writes and from which the oracle reads them back. [`load`] places the guest in the memory of a
 //! machine, [`elf`] makes a PVH kernel file of it. Starting vCPUs is left to the machine.
 
+mod content;
+mod control_area;
+mod elf;
+mod layout;
+mod mailbox;
+mod oracle;
+mod parameters;
+mod payload;
+mod sequence;
+
+use std::ops::Range;
+use std::thread;
+
 use serde::{Deserialize, Serialize};
-use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+use content::{Content, Page};
+use control_area::ControlArea;
+use layout::{CODE, PAGE_SIZE, TRAMPOLINE};
+use parameters::{Parameters, Room};
+use sequence::Position;
+
+pub use elf::elf;
+pub use mailbox::Mailbox;
+pub use oracle::{Mismatch, Oracle, OracleError, OracleReport, PageKind, VcpuRegisters};
 
 /// What the built-in guest does, apart from the number of vCPUs and the memory it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuiltinOptions {
     /// Decides the order of writes and every byte of content.
     pub seed: u64,
-    /// Bytes of memory that the guest fills and rewrites, rounded down to pages; `None` is three
-    /// quarters of what is there. The rest of memory stays zero.
+    /// Bytes of memory that the guest fills and rewrites, rounded down to whole pages for each vCPU;
+    /// `None` is three quarters of what is there. The rest of memory stays zero.
     pub working_set_bytes: Option<u64>,
     /// Eight-byte words written into one page by one step, 1 to 512.
     pub words_per_step: u32,
@@ -53,10 +76,50 @@ impl Default for BuiltinOptions {
     }
 }
 
-/// A built-in guest that cannot be made or placed.
+/// A built-in guest that cannot be made, placed or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuiltinError {
+    /// No or too many vCPUs.
+    #[error("{cpus} vCPUs: the built-in guest uses 1 to {limit}")]
+    Cpus {
+        /// vCPUs wanted.
+        cpus: u32,
+        /// Most that the guest can use.
+        limit: u32,
+    },
+    /// A step writes no words or more than a page.
+    #[error("{words} words per step: must be 1 to {limit}")]
+    WordsPerStep {
+        /// Words wanted.
+        words: u32,
+        /// Words of a page.
+        limit: u32,
+    },
+    /// A share above the whole.
+    #[error("{percent} percent incompressible: must be 0 to 100")]
+    Percent {
+        /// Share wanted.
+        percent: u8,
+    },
+    /// A write rate out of range.
+    #[error("{rate} pages per second: must be 1 to {limit}")]
+    Rate {
+        /// Rate wanted.
+        rate: u32,
+        /// Highest rate.
+        limit: u32,
+    },
+    /// The working set does not fit in memory, or leaves a vCPU without a page.
+    #[error("a working set of {wanted_bytes} bytes for {cpus} vCPUs, in memory with room for {available_bytes}")]
+    WorkingSet {
+        /// Bytes wanted.
+        wanted_bytes: u64,
+        /// Bytes of memory that are left for it.
+        available_bytes: u64,
+        /// vCPUs that share it.
+        cpus: u32,
+    },
     /// Guest memory could not be reached.
     #[error("guest memory at {gpa:#x} is not accessible")]
     Memory {
@@ -70,13 +133,53 @@ pub enum BuiltinError {
 
 /// Places the guest in `memory` for `cpus` vCPUs and returns its 32-bit PVH entry point.
 ///
+/// Memory must be zero before. All of it from 1 MiB on belongs to the guest, and one page at 32 KiB.
+///
 /// # Errors
 ///
 /// An option out of range, too many vCPUs, or a memory too small for the working set.
 pub fn load(
-    _memory: &GuestMemoryMmap,
-    _cpus: u32,
-    _options: &BuiltinOptions,
+    memory: &GuestMemoryMmap,
+    cpus: u32,
+    options: &BuiltinOptions,
 ) -> Result<GuestAddress, BuiltinError> {
-    unimplemented!()
+    let parameters = Parameters::new(options, cpus, Room::of(memory), false)?;
+    let area = ControlArea::new(&parameters);
+    write(memory, CODE, area.bytes())?;
+    write(memory, TRAMPOLINE, area.trampoline_page())?;
+    let content = Content { parameters: &parameters, table: area.table() };
+    let pages = parameters.working_set_pages();
+    let workers = thread::available_parallelism().map_or(1, usize::from) as u64;
+    thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers)
+            .map(|worker| pages * worker / workers..pages * (worker + 1) / workers)
+            .map(|range| scope.spawn(move || fill(memory, content, range)))
+            .collect();
+        handles.into_iter().try_for_each(|handle| handle.join().expect("filling memory does not panic"))
+    })?;
+    Ok(GuestAddress(CODE))
+}
+
+/// Fills a range of the working set with its content after round 0.
+fn fill(memory: &GuestMemoryMmap, content: Content<'_>, range: Range<u64>) -> Result<(), BuiltinError> {
+    let parameters = content.parameters;
+    let strides = parameters.strides();
+    let pages = parameters.pages_per_cpu;
+    let mut positions = (0..parameters.cpus)
+        .map(|cpu| (cpu, Position::new(&strides, pages, parameters.round_seed(cpu), pages)))
+        .collect::<Vec<_>>();
+    let mut page: Page = [0; PAGE_SIZE as usize];
+    for (cpu, position) in positions.drain(..) {
+        let part = u64::from(cpu) * pages..(u64::from(cpu) + 1) * pages;
+        for number in part.start.max(range.start)..part.end.min(range.end) {
+            content.fill(number, &mut page);
+            content.write(cpu, position.last_step(number - part.start), parameters.words_per_step, &mut page);
+            write(memory, parameters.page_address(number), &page)?;
+        }
+    }
+    Ok(())
+}
+
+fn write(memory: &GuestMemoryMmap, gpa: u64, bytes: &[u8]) -> Result<(), BuiltinError> {
+    memory.write_slice(bytes, GuestAddress(gpa)).map_err(|source| BuiltinError::Memory { gpa, source })
 }

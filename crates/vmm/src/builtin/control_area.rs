@@ -1,0 +1,135 @@
+//! The guest's control area as the loader places it: program, parameters, tables, patterns.
+//!
+//! Accessed and dirty bits are set in advance in page tables and descriptors, so that no processor has
+//! a reason to write there: all of the area but the vCPUs' own pages stays as it was loaded.
+
+use super::content;
+use super::layout::{
+    self, CODE, CONTROL_END, CPU_PAGES, IDT, PAGE_DIRECTORIES, PAGE_SIZE, PARAMETERS, PDPT, PML4, TABLE,
+    index,
+};
+use super::parameters::Parameters;
+use super::payload::{self, STUB_LEN};
+
+const GIB: u64 = 1 << 30;
+const LARGE_PAGE: u64 = 2 << 20;
+/// Present, writable, accessed.
+const TABLE_ENTRY: u64 = 0x23;
+/// Present, writable, accessed, dirty, large.
+const LARGE_PAGE_ENTRY: u64 = 0xe3;
+const CODE_SELECTOR: u64 = 0x18;
+/// Present 64-bit interrupt gate.
+const GATE: u64 = 0x8e;
+const EXCEPTIONS: u64 = 32;
+
+/// The bytes from [`CODE`] to [`CONTROL_END`].
+#[derive(Debug)]
+pub(crate) struct ControlArea {
+    bytes: Vec<u8>,
+    trampoline_page: Vec<u8>,
+}
+
+impl ControlArea {
+    /// Lays out the area of a guest with these parameters.
+    pub(crate) fn new(parameters: &Parameters) -> Self {
+        let mut trampoline_page = trampoline().to_vec();
+        trampoline_page.resize(index(PAGE_SIZE), 0);
+        let mut area = Self { bytes: vec![0; index(CONTROL_END - CODE)], trampoline_page };
+        area.put(CODE, payload::program());
+        area.put(PARAMETERS, &parameters.encode());
+        area.put_interrupt_table();
+        area.put_page_tables(parameters.mapped_end());
+        area.put(TABLE, &content::pattern_table(parameters.seed));
+        area
+    }
+
+    /// Returns the whole area.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Returns the page at [`layout::TRAMPOLINE`].
+    pub(crate) fn trampoline_page(&self) -> &[u8] {
+        &self.trampoline_page
+    }
+
+    /// Returns the page at `gpa`, which must lie in the area.
+    pub(crate) fn page(&self, gpa: u64) -> &[u8] {
+        let at = index(gpa - CODE);
+        &self.bytes[at..at + index(PAGE_SIZE)]
+    }
+
+    /// Returns the pattern table.
+    pub(crate) fn table(&self) -> &[u8] {
+        &self.bytes[index(TABLE - CODE)..]
+    }
+
+    fn put(&mut self, gpa: u64, bytes: &[u8]) {
+        let at = index(gpa - CODE);
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn put_interrupt_table(&mut self) {
+        let labels = payload::labels();
+        for vector in 0..EXCEPTIONS {
+            self.put_gate(vector, u64::from(labels.stubs) + vector * u64::from(STUB_LEN));
+        }
+        self.put_gate(layout::TIMER_VECTOR.into(), labels.tick.into());
+        self.put_gate(layout::SPURIOUS_VECTOR.into(), labels.spurious.into());
+    }
+
+    fn put_gate(&mut self, vector: u64, program_offset: u64) {
+        let handler = CODE + program_offset;
+        let low = (handler & 0xffff) | CODE_SELECTOR << 16 | GATE << 40 | (handler >> 16 & 0xffff) << 48;
+        self.put(IDT + vector * 16, &low.to_le_bytes());
+        self.put(IDT + vector * 16 + 8, &(handler >> 32).to_le_bytes());
+    }
+
+    /// Maps addresses to themselves up to `end`.
+    fn put_page_tables(&mut self, end: u64) {
+        self.put(PML4, &(PDPT | TABLE_ENTRY).to_le_bytes());
+        for gib in 0..end.div_ceil(GIB) {
+            let directory = PAGE_DIRECTORIES + gib * PAGE_SIZE;
+            self.put(PDPT + gib * 8, &(directory | TABLE_ENTRY).to_le_bytes());
+            for entry in 0..GIB / LARGE_PAGE {
+                let address = gib * GIB + entry * LARGE_PAGE;
+                self.put(directory + entry * 8, &(address | LARGE_PAGE_ENTRY).to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Returns the vCPU whose own page (mailbox and stack) is at `gpa`.
+pub(crate) fn cpu_page_owner(parameters: &Parameters, gpa: u64) -> Option<u32> {
+    let cpu = u32::try_from(gpa.checked_sub(CPU_PAGES)? / PAGE_SIZE).ok()?;
+    (cpu < parameters.cpus).then_some(cpu)
+}
+
+/// Returns the code that application processors start with.
+fn trampoline() -> &'static [u8] {
+    let labels = payload::labels();
+    &payload::program()[index(labels.trampoline.into())..index(labels.trampoline_end.into())]
+}
+
+/// Addresses in the program, as vCPUs see them in their instruction pointer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProgramAddresses {
+    pub(crate) workload: u64,
+    pub(crate) stamp: u64,
+    pub(crate) copy: u64,
+    pub(crate) advance: u64,
+    pub(crate) end: u64,
+}
+
+impl ProgramAddresses {
+    pub(crate) fn new() -> Self {
+        let labels = payload::labels();
+        Self {
+            workload: CODE + u64::from(labels.workload),
+            stamp: CODE + u64::from(labels.stamp),
+            copy: CODE + u64::from(labels.copy),
+            advance: CODE + u64::from(labels.advance),
+            end: CODE + payload::program().len() as u64,
+        }
+    }
+}
