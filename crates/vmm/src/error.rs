@@ -1,6 +1,7 @@
 //! The errors of this crate.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::run_state::RunState;
 use crate::state::StateError;
@@ -73,6 +74,15 @@ pub enum Error {
         /// The rule or call that failed.
         problem: String,
     },
+    /// The kernel image cannot be opened.
+    #[error("kernel image {}", path.display())]
+    OpenKernel {
+        /// Path of the image.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel image cannot be booted.
     #[error("kernel image: {problem}")]
     Kernel {
@@ -90,9 +100,48 @@ pub enum Error {
     /// A saved state cannot be decoded or contradicts itself.
     #[error("saved state")]
     State(#[from] StateError),
-    /// A saved state is valid, but not for this host or this machine.
-    #[error("incompatible: {0}")]
-    Incompatible(String),
+    /// The guest has seen processor features that this host lacks.
+    #[error("this host's processor lacks {}", missing.join(", "))]
+    MissingFeatures {
+        /// Their names.
+        missing: Vec<String>,
+    },
+    /// The guest was saved on a processor of another vendor.
+    #[error("saved on a processor by {guest}, this host's is by {host}")]
+    WrongVendor {
+        /// Vendor that the guest has seen.
+        guest: String,
+        /// Vendor of this host.
+        host: String,
+    },
+    /// The guest's time stamp counter runs at a frequency that this host can neither match nor emulate.
+    #[error(
+        "time stamp counter ran at {guest_khz} kHz, this host's runs at {host_khz} kHz and cannot be scaled"
+    )]
+    TscFrequency {
+        /// Frequency that the guest has seen.
+        guest_khz: u32,
+        /// Frequency of this host.
+        host_khz: u32,
+    },
+    /// The saved extended register state is larger than this host's.
+    #[error("extended register state of {saved_bytes} bytes, this host has room for {host_bytes}")]
+    XsaveTooLarge {
+        /// Bytes that were saved.
+        saved_bytes: usize,
+        /// Bytes that this host holds.
+        host_bytes: usize,
+    },
+    /// The saved state is of a machine with other parts than the one it is to be restored into.
+    #[error("{part} of the saved machine: {saved}; of this one: {here}")]
+    Topology {
+        /// Which part differs: memory map, vcpus or devices.
+        part: &'static str,
+        /// What was saved.
+        saved: String,
+        /// What the machine has.
+        here: String,
+    },
     /// A device could not be drained, saved or restored.
     #[error("device {name}: {problem}")]
     Device {
@@ -126,10 +175,16 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::InvalidConfig { .. } | Self::Kernel { .. } => ErrorKind::InvalidInput,
+            Self::InvalidConfig { .. } | Self::OpenKernel { .. } | Self::Kernel { .. } => {
+                ErrorKind::InvalidInput
+            }
             Self::KvmUnavailable(_) | Self::MissingCapability { .. } => ErrorKind::Unsupported,
             Self::State(_) => ErrorKind::Corrupt,
-            Self::Incompatible { .. } => ErrorKind::Incompatible,
+            Self::MissingFeatures { .. }
+            | Self::WrongVendor { .. }
+            | Self::TscFrequency { .. }
+            | Self::XsaveTooLarge { .. }
+            | Self::Topology { .. } => ErrorKind::Incompatible,
             Self::InvalidRunState { .. } => ErrorKind::InvalidRunState,
             Self::Kvm { .. }
             | Self::Vcpu { .. }

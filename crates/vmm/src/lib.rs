@@ -19,6 +19,8 @@
 //! # Ok(()) }
 //! ```
 
+mod arch;
+pub mod builtin;
 mod config;
 mod error;
 mod machine;

@@ -93,8 +93,6 @@ pub struct Sregs {
     pub apic_base: u64,
     /// The four page directory pointers, where PAE paging without long mode has loaded them.
     pub pdptrs: Option<[u64; 4]>,
-    /// Vector of an external interrupt that is under way but not yet taken, one bit each.
-    pub interrupt_bitmap: [u64; 4],
 }
 
 /// A segment register with its hidden part.
