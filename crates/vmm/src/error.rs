@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::device::DeviceError;
 use crate::run_state::RunState;
 use crate::state::StateError;
 
@@ -143,12 +144,22 @@ pub enum Error {
         here: String,
     },
     /// A device could not be drained, saved or restored.
-    #[error("device {name}: {problem}")]
+    #[error("device {name}")]
     Device {
         /// Name of the device.
         name: String,
         /// What went wrong.
-        problem: String,
+        #[source]
+        source: DeviceError,
+    },
+    /// The file for serial output cannot be opened.
+    #[error("serial output {}", path.display())]
+    SerialOutput {
+        /// Path of the file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -191,6 +202,7 @@ impl Error {
             | Self::MsrRefused { .. }
             | Self::Io { .. }
             | Self::Memory { .. }
+            | Self::SerialOutput { .. }
             | Self::Device { .. } => ErrorKind::System,
         }
     }

@@ -22,6 +22,7 @@
 mod arch;
 pub mod builtin;
 mod config;
+mod device;
 mod error;
 mod machine;
 mod memory;
@@ -29,6 +30,7 @@ mod run_state;
 mod state;
 
 pub use config::{Backing, Kernel, MachineConfig, SerialOutput};
+pub use device::{Device, DeviceError};
 pub use error::{Error, ErrorKind};
 pub use machine::{Machine, RestoreOptions};
 pub use memory::{MemoryRange, create_guest_memory, create_guest_memory_for, memory_ranges};

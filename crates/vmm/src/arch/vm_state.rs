@@ -1,0 +1,84 @@
+//! Saving and restoring what all vCPUs share: timer, clock, interrupt controllers.
+
+use kvm_bindings::{
+    KVM_CLOCK_REALTIME, kvm_clock_data, kvm_ioapic_state, kvm_pic_state, kvm_pit_channel_state,
+    kvm_pit_state2,
+};
+use kvm_ioctls::VmFd;
+
+use crate::arch::raw;
+use crate::error::{Error, Result};
+use crate::state::{Clock, IoApic, Pic, Pit, PitChannel};
+
+/// The chips and clock of a VM.
+#[derive(Clone, Debug)]
+pub(crate) struct Chips {
+    pub(crate) pit: Pit,
+    pub(crate) clock: Clock,
+    pub(crate) pics: [Pic; 2],
+    pub(crate) ioapic: IoApic,
+}
+
+/// Reads the chips; no vCPU may be running.
+pub(crate) fn save(vm: &VmFd) -> Result<Chips> {
+    let failed = |operation| move |source| Error::Kvm { operation, source };
+    let pit = vm.get_pit2().map_err(failed("KVM_GET_PIT2"))?;
+    let clock = vm.get_clock().map_err(failed("KVM_GET_CLOCK"))?;
+    let pics = raw::get_pics(vm).map_err(failed("KVM_GET_IRQCHIP"))?;
+    let (ioapic, redirection) = raw::get_ioapic(vm).map_err(failed("KVM_GET_IRQCHIP"))?;
+    Ok(Chips {
+        pit: Pit {
+            channels: pit.channels.map(PitChannel::from),
+            flags: pit.flags,
+        },
+        clock: Clock {
+            clock_ns: clock.clock,
+            flags: clock.flags,
+            realtime_ns: clock.realtime,
+            host_tsc: clock.host_tsc,
+        },
+        pics: [Pic::from(&pics[0]), Pic::from(&pics[1])],
+        ioapic: IoApic {
+            base_address: ioapic.base_address,
+            ioregsel: ioapic.ioregsel,
+            id: ioapic.id,
+            irr: ioapic.irr,
+            redirection,
+        },
+    })
+}
+
+/// Writes the timer, the clock and the interrupt controllers, before any vCPU runs.
+///
+/// The clock goes on where it stood. With `advance_clock` it also makes up for the time between save and
+/// restore by the host's real-time clock: the guest then sees its monotonic time jump.
+pub(crate) fn restore(vm: &VmFd, chips: &Chips, advance_clock: bool) -> Result<()> {
+    let failed = |operation| move |source| Error::Kvm { operation, source };
+    let pit = kvm_pit_state2 {
+        channels: chips.pit.channels.clone().map(kvm_pit_channel_state::from),
+        flags: chips.pit.flags,
+        ..kvm_pit_state2::default()
+    };
+    vm.set_pit2(&pit).map_err(failed("KVM_SET_PIT2"))?;
+    let advance = advance_clock && chips.clock.flags & KVM_CLOCK_REALTIME != 0;
+    let clock = kvm_clock_data {
+        clock: chips.clock.clock_ns,
+        flags: if advance { KVM_CLOCK_REALTIME } else { 0 },
+        realtime: if advance { chips.clock.realtime_ns } else { 0 },
+        ..kvm_clock_data::default()
+    };
+    vm.set_clock(&clock).map_err(failed("KVM_SET_CLOCK"))?;
+    let pics = [
+        kvm_pic_state::from(&chips.pics[0]),
+        kvm_pic_state::from(&chips.pics[1]),
+    ];
+    raw::set_pics(vm, pics).map_err(failed("KVM_SET_IRQCHIP"))?;
+    let ioapic = kvm_ioapic_state {
+        base_address: chips.ioapic.base_address,
+        ioregsel: chips.ioapic.ioregsel,
+        id: chips.ioapic.id,
+        irr: chips.ioapic.irr,
+        ..kvm_ioapic_state::default()
+    };
+    raw::set_ioapic(vm, ioapic, chips.ioapic.redirection).map_err(failed("KVM_SET_IRQCHIP"))
+}
