@@ -84,6 +84,18 @@ struct Shared {
     file_bytes: Arc<AtomicU64>,
 }
 
+impl SaveProgress {
+    /// Returns the part of guest memory in the file, from 0 to 1.
+    #[must_use]
+    pub fn fraction(&self) -> f64 {
+        if self.memory_bytes == 0 {
+            0.0
+        } else {
+            self.plain_bytes as f64 / self.memory_bytes as f64
+        }
+    }
+}
+
 impl SaveControl {
     /// Makes a handle for a save of a machine that nobody else pauses or resumes meanwhile.
     #[must_use]

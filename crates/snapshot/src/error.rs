@@ -56,6 +56,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The snapshot does not show the built-in guest.
+    #[error("not a snapshot of the built-in guest")]
+    NotBuiltin(#[from] vmm::builtin::OracleError),
     /// A section of the file cannot be read.
     #[error("section {name}")]
     ReadSection {

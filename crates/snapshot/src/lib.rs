@@ -15,6 +15,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod check;
 mod control;
 mod error;
 mod output;
@@ -25,6 +26,7 @@ mod run_switch;
 mod save;
 mod sections;
 
+pub use check::{CheckReport, check};
 pub use control::{Phase, SaveControl, SaveProgress};
 pub use error::{Error, ErrorKind};
 pub use report::{

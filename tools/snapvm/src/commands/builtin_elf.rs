@@ -1,0 +1,16 @@
+//! `snapvm builtin-elf`: writes the built-in guest as an ELF file.
+
+use std::fs;
+
+use anyhow::Context;
+
+use super::run::builtin_options;
+use crate::cli::BuiltinElfArgs;
+use crate::outcome::Outcome;
+
+/// `snapvm builtin-elf`.
+pub fn run(args: &BuiltinElfArgs) -> anyhow::Result<Outcome> {
+    let bytes = vmm::builtin::elf(&builtin_options(&args.builtin), args.cpus, args.memory)?;
+    fs::write(&args.file, bytes).with_context(|| format!("cannot write {}", args.file.display()))?;
+    Ok(Outcome::Good)
+}

@@ -1,0 +1,106 @@
+//! `snapvm snapshot`: asks a running machine for a snapshot, watches it, and says what it cost.
+//!
+//! The machine writes the file; this process only watches, so killing it does no harm. An interrupt gives the
+//! snapshot up and waits for the machine to have cleaned up.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use hyper::Method;
+
+use crate::api::{SnapshotRequest, SnapshotState, SnapshotStatus, route};
+use crate::cli::SnapshotArgs;
+use crate::client::{Client, block_on};
+use crate::outcome::Outcome;
+use crate::output::{Facts, print_json};
+use crate::progress::SnapshotBar;
+use crate::report;
+
+/// How often the machine is asked how far it is.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// `snapvm snapshot`.
+pub fn run(args: &SnapshotArgs) -> anyhow::Result<Outcome> {
+    let request = request(args)?;
+    request.validate().map_err(anyhow::Error::msg)?;
+    let ended = block_on(follow(&Client::new(&args.api_sock), &request, !args.json))?;
+    if args.json {
+        print_json(&ended)?;
+    } else if ended.state == SnapshotState::Done {
+        let mut facts = Facts::default();
+        report::add_status(&mut facts, &ended);
+        facts.print()?;
+    }
+    match (ended.state, ended.error) {
+        (SnapshotState::Done, _) => Ok(Outcome::Good),
+        (SnapshotState::Cancelled | SnapshotState::Abandoned, error) => {
+            if let Some(error) = error {
+                eprintln!("snapvm: no snapshot: {error}; the guest runs on");
+            }
+            Ok(Outcome::No)
+        }
+        (_, Some(error)) => Err(error.into()),
+        (_, None) => anyhow::bail!("the snapshot ended without a reason"),
+    }
+}
+
+fn request(args: &SnapshotArgs) -> anyhow::Result<SnapshotRequest> {
+    Ok(SnapshotRequest {
+        path: absolute(&args.file)?,
+        mode: args.mode,
+        codec: args.codec,
+        level: args.level,
+        chunk_bytes: args.chunk,
+        on_pressure: args.on_pressure,
+        buffer_bytes: args.buffer,
+        max_stall_us: micros(args.max_stall)?,
+        max_arm_us: micros(args.max_arm)?,
+        parent: args.parent.as_deref().map(absolute).transpose()?,
+        labels: args
+            .labels
+            .iter()
+            .map(|label| (label.key.clone(), label.value.clone()))
+            .collect(),
+    })
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))
+}
+
+fn micros(time: Duration) -> anyhow::Result<u64> {
+    u64::try_from(time.as_micros()).context("the time is too long")
+}
+
+/// Starts the snapshot and watches it until it has ended.
+async fn follow(
+    client: &Client,
+    request: &SnapshotRequest,
+    show_bar: bool,
+) -> anyhow::Result<SnapshotStatus> {
+    let mut status: SnapshotStatus = client.send_json(Method::POST, route::SNAPSHOTS, request).await?;
+    let bar = SnapshotBar::new(show_bar);
+    let mut interrupted = false;
+    while status.state == SnapshotState::Running {
+        bar.show(&status.progress);
+        tokio::select! {
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+            signal = tokio::signal::ctrl_c(), if !interrupted => {
+                signal.context("waiting for signals")?;
+                interrupted = true;
+                // A snapshot that ended this moment is no error; its state tells.
+                let _: anyhow::Result<SnapshotStatus> =
+                    client.send(Method::DELETE, route::CURRENT_SNAPSHOT).await;
+            }
+        }
+        let now: SnapshotStatus = client.send(Method::GET, route::CURRENT_SNAPSHOT).await?;
+        anyhow::ensure!(
+            now.id == status.id,
+            "another snapshot was begun; how this one ended is not known"
+        );
+        status = now;
+    }
+    bar.finish();
+    Ok(status)
+}

@@ -1,0 +1,134 @@
+//! Values typed on the command line: sizes, durations, labels and destinations of the serial port.
+//!
+//! Sizes are binary, as in every other virtual machine monitor: `512M` is 512 MiB. What a value means to the
+//! machine or to a snapshot is decided elsewhere; here it is only read, or refused with a reason.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Reads a size such as `65536`, `64K`, `512M` or `1GiB`.
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, suffix) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "expected a number such as 64K, 512M or 1G".to_owned())?;
+    let shift = match suffix.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(format!("unknown unit {suffix:?}, expected K, M, G or T")),
+    };
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "too large".to_owned())
+}
+
+/// Reads a duration such as `250ms` or `1s`; a plain `0` needs no unit.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// A label of a snapshot, typed as `KEY=VALUE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// What stands before the first equals sign; never empty.
+    pub key: String,
+    /// All that follows it.
+    pub value: String,
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err("expected KEY=VALUE".to_owned()),
+        }
+    }
+}
+
+/// Where the guest's serial port is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Serial {
+    /// Standard input and output of `snapvm`.
+    Stdio,
+    /// Appended to a file; there is no input.
+    File(PathBuf),
+    /// Thrown away; there is no input.
+    Null,
+}
+
+impl FromStr for Serial {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stdio" => Ok(Self::Stdio),
+            "null" => Ok(Self::Null),
+            _ => match text.strip_prefix("file:") {
+                Some(path) if !path.is_empty() => Ok(Self::File(PathBuf::from(path))),
+                _ => Err("expected stdio, null or file:PATH".to_owned()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("64K", 65536),
+            ("512M", 512 << 20),
+            ("1G", 1 << 30),
+            ("1gib", 1 << 30),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_sizes_that_mean_nothing() {
+        for text in ["", "M", "1X", "1.5G", "-1", "99999999999999999999", "99999999T"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn zero_needs_no_unit_but_other_durations_do() {
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert!(duration("250").is_err());
+    }
+
+    #[test]
+    fn a_label_splits_at_the_first_equals_sign() {
+        let label: Label = "why=a=b".parse().unwrap();
+        assert_eq!((label.key.as_str(), label.value.as_str()), ("why", "a=b"));
+        assert!("=x".parse::<Label>().is_err());
+        assert!("x".parse::<Label>().is_err());
+    }
+
+    #[test]
+    fn serial_names_its_destination() {
+        assert_eq!("file:a.log".parse(), Ok(Serial::File("a.log".into())));
+        assert_eq!("stdio".parse(), Ok(Serial::Stdio));
+        assert!("file:".parse::<Serial>().is_err());
+        assert!("tty".parse::<Serial>().is_err());
+    }
+}
