@@ -1,11 +1,144 @@
-//! Measures.
-use anyhow::Result;
+//! Measures what a snapshot costs, async beside stop, and the writer beside zstd, all in one run on one machine.
+//!
+//! Figures are medians of several runs, each figure's own. The guests run from memory in pages of 4 KiB, the
+//! dearest case for write protection, and once more from huge pages. Nothing is compared with figures from
+//! elsewhere.
+
+mod compare;
+mod guest;
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
 use clap::Args;
+use serde_json::json;
 
-/// Options.
+use crate::machine::Workshop;
+use crate::setup::{self, Need};
+use crate::shell;
+use guest::{Guest, Measured, Writer};
+
+/// Options of `cargo xtask bench`.
 #[derive(Debug, Args)]
-pub struct Options {}
+pub struct Options {
+    /// Populated guest memory in MiB, several separated by commas.
+    #[arg(
+        long,
+        value_name = "MIB",
+        value_delimiter = ',',
+        default_value = "256,1024,4096"
+    )]
+    sizes: Vec<u64>,
+    /// Snapshots of each kind, of which the median is shown.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Pages per second that the paced guest writes.
+    #[arg(long, value_name = "PAGES", default_value_t = 10_000)]
+    pace: u32,
+    /// Directory for the snapshot files, on the storage that is to be measured.
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Also write everything that was measured into this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
 
-pub fn run(_options: &Options) -> Result<()> {
+/// Measures everything and prints the tables.
+pub fn run(options: &Options) -> Result<()> {
+    setup::run(Need::Bench)?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .context("no machine can be run here: /dev/kvm")?;
+    let workshop = Workshop::open(options.directory.as_deref())?;
+    let mut measured = Vec::new();
+    for &mebibytes in &options.sizes {
+        for (writer, huge_pages) in [
+            (Writer::FlatOut, false),
+            (Writer::Paced(options.pace), false),
+            (Writer::FlatOut, true),
+        ] {
+            measured.push(
+                Guest {
+                    mebibytes,
+                    writer,
+                    huge_pages,
+                }
+                .measure(&workshop, options.runs)?,
+            );
+        }
+    }
+    let compared = compare::with_zstd(&workshop, options.runs)?;
+    println!("\n{}\n", conditions(options)?);
+    println!(
+        "Pause and speed of the guest:\n\n{}",
+        guest::cost_table(&measured)
+    );
+    println!(
+        "The same guest again and again, async:\n\n{}",
+        guest::repetition_table(&measured)
+    );
+    println!(
+        "What writes of the guest waited for, async:\n\n{}",
+        guest::stall_table(&measured)
+    );
+    println!(
+        "The writer beside zstd, on the same bytes:\n\n{}",
+        compare::table(&compared)
+    );
+    if let Some(file) = &options.json {
+        let all = json!({
+            "guests": measured.iter().map(Measured::to_json).collect::<Vec<_>>(),
+            "compared": compared.iter().map(compare::Compared::to_json).collect::<Vec<_>>(),
+        });
+        std::fs::write(file, format!("{all:#}\n"))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
     Ok(())
+}
+
+/// One line that says where and how it was measured.
+fn conditions(options: &Options) -> Result<String> {
+    let kernel = shell::capture(shell::command("uname").arg("-sr"))?;
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let runs = options.runs;
+    Ok(format!(
+        "{}, {cores} cores, medians of {runs} snapshots each",
+        kernel.trim()
+    ))
+}
+
+/// The middle of some times.
+fn median_time(times: impl Iterator<Item = Duration>) -> Duration {
+    Duration::from_secs_f64(median(times.map(|time| time.as_secs_f64())))
+}
+
+/// The middle of some figures, the mean of the two middle ones where their number is even; 0 for none.
+fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = figures.collect();
+    sorted.sort_by(f64::total_cmp);
+    let half = sorted.len() / 2;
+    match (
+        sorted.len() % 2,
+        sorted.get(half),
+        half.checked_sub(1).and_then(|below| sorted.get(below)),
+    ) {
+        (1, Some(middle), _) => *middle,
+        (_, Some(above), Some(below)) => f64::midpoint(*above, *below),
+        _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median([9.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 9.0].into_iter()), 3.0);
+    }
 }

@@ -144,7 +144,7 @@ fn take_with_view(workshop: &Workshop, machine: &Machine, typed: &str) -> Result
         "done: guest held for {}, longest gap it felt {}, {} in {}",
         millis(taken.pause),
         millis(taken.longest_gap),
-        mebibytes(taken.file_bytes),
+        mebibytes(taken.file_bytes as f64),
         millis(taken.total),
     );
     Ok(taken)
@@ -167,7 +167,7 @@ fn glance(machine: &Machine, last: &mut Look) -> Result<()> {
             "#".repeat(filled),
             ".".repeat(20 - filled),
             done * 100 / total,
-            mebibytes(number(progress, "file_bytes")?),
+            mebibytes(number(progress, "file_bytes")? as f64),
             number(progress, "faults")?,
             pages_per_second(last.rate_to(now)),
         );
@@ -211,7 +211,7 @@ fn print(story: &Story) {
         pages_per_second(taken.rate_during)
     });
     row("guest writes after", &|_| pages_per_second(story.rate_after));
-    row("file", &|taken| mebibytes(taken.file_bytes));
+    row("file", &|taken| mebibytes(taken.file_bytes as f64));
     row("memory into the file", &|taken| {
         throughput(taken.memory_bytes, taken.total)
     });

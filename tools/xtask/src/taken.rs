@@ -18,8 +18,6 @@ pub struct Taken {
     pub to_capture_point: Duration,
     /// From the command until the file was complete and durable.
     pub total: Duration,
-    /// From the capture point until all memory was in the file.
-    pub drain: Duration,
     /// Longest time in which the guest did nothing, from before the command until after its end.
     pub longest_gap: Duration,
     /// Pages per second that the guest wrote between command and completion.
@@ -43,10 +41,7 @@ pub fn take(
     let mut command = workshop.command(typed);
     eprintln!("$ {}", shell::line(&command));
     // The error output is kept for a failure: on a terminal the command would draw its own progress over ours.
-    command
-        .arg("--json")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
     machine.reset_longest_gap()?;
     let before = machine.look()?;
     let mut process = shell::spawn(&mut command)?;
@@ -65,13 +60,12 @@ pub fn take(
     let output = process.wait_with_output()?;
     shell::judge(&command, status)
         .with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())?;
-    let report: Value = serde_json::from_slice(&output.stdout).context("report of the snapshot")?;
+    let report = machine.get("/v1/status")?["snapshot"]["report"].take();
     let time = |path| number(&report, path).map(Duration::from_micros);
     Ok(Taken {
         pause: time("statistics.downtime_us")?,
         to_capture_point: time("statistics.command_to_capture_point_us")?,
         total: time("total_us")?,
-        drain: time("statistics.capture.drain_us")?,
         longest_gap: machine.longest_gap()?,
         rate_during,
         memory_bytes: number(&report, "statistics.capture.memory_bytes")?,
@@ -91,8 +85,8 @@ pub fn millis(time: Duration) -> String {
 }
 
 /// A size in MiB.
-pub fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", (bytes + (1 << 19)) >> 20)
+pub fn mebibytes(bytes: f64) -> String {
+    format!("{:.0} MiB", bytes / f64::from(1 << 20))
 }
 
 /// Pages per second, in thousands where there are thousands.
