@@ -135,10 +135,6 @@ impl Geometry {
         self.run_count
     }
 
-    pub(crate) fn piece_count(&self) -> u64 {
-        self.regions.iter().map(|region| region.piece_count()).sum()
-    }
-
     pub(crate) fn len_bytes(&self) -> u64 {
         self.regions.iter().map(|region| region.len as u64).sum()
     }
@@ -170,13 +166,21 @@ impl Geometry {
         start..first + span.bytes.end.div_ceil(self.chunk_size) as u64
     }
 
-    /// The memory of chunks that follow each other in one region.
-    pub(crate) fn span(&self, chunks: &Range<u64>) -> Span {
-        let (first, last) = (self.chunk(chunks.start), self.chunk(chunks.end - 1));
-        Span {
-            region: first.region,
-            bytes: first.bytes.start..last.bytes.end,
-        }
+    /// The memory of chunks that follow each other, cut where a region ends.
+    pub(crate) fn spans(&self, chunks: Range<u64>) -> impl Iterator<Item = Span> + '_ {
+        let mut next = chunks.start;
+        std::iter::from_fn(move || {
+            let first = (next < chunks.end).then(|| self.chunk(next))?;
+            let region = &self.regions[first.region];
+            let end = chunks
+                .end
+                .min(region.first_chunk + region.len.div_ceil(self.chunk_size) as u64);
+            next = end;
+            Some(Span {
+                region: first.region,
+                bytes: first.bytes.start..self.chunk(end - 1).bytes.end,
+            })
+        })
     }
 
     /// The chunk that holds a host address.
@@ -217,6 +221,10 @@ impl Geometry {
 impl Region {
     fn start(&self) -> usize {
         self.mapping.start().as_ptr() as usize
+    }
+
+    pub(crate) fn is_hugetlbfs(&self) -> bool {
+        self.mapping.0.is_hugetlbfs() == Some(true)
     }
 
     /// The host address of an offset.

@@ -57,12 +57,8 @@ impl Histogram {
 
 fn bucket(ns: u64) -> usize {
     let power = ns.max(1).ilog2();
-    let step = if power < STEPS_LOG2 {
-        0
-    } else {
-        (ns >> (power - STEPS_LOG2)) as usize & (STEPS - 1)
-    };
-    ((power as usize) * STEPS + step).min(POWERS * STEPS - 1)
+    let step = ns.checked_shr(power.wrapping_sub(STEPS_LOG2)).unwrap_or(0) % STEPS as u64;
+    (power as usize * STEPS + usize::try_from(step).unwrap_or(0)).min(POWERS * STEPS - 1)
 }
 
 /// The largest duration that falls into the bucket.

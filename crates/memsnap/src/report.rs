@@ -82,7 +82,8 @@ pub struct CaptureReport {
     pub copied_bytes: u64,
     /// Most bytes of copy buffers in use at once.
     pub buffer_high_water_bytes: u64,
-    /// Chunks that were zero because nothing was there, found without touching them.
+    /// Chunks that were zero because nothing was there, or nothing until the write that waited. They were
+    /// found without touching them and without an encoder.
     pub chunks_unpopulated: u64,
     /// Bytes handed to the sink's encoders.
     pub bytes_encoded: u64,

@@ -121,6 +121,26 @@ impl<M: MappedRange> Registration<M> {
         })
     }
 
+    /// Like [`Registration::unprotect`] with a wake-up, but does not repeat: `false` means that the kernel
+    /// wants its events read first. For the thread that reads them.
+    ///
+    /// # Errors
+    /// [`Error::Range`] or [`Error::Call`].
+    pub fn try_unprotect(&self, bytes: Range<usize>) -> Result<bool> {
+        let (address, len) = self.locate(&bytes)?;
+        match self
+            .uffd
+            .inner()
+            .remove_write_protection(address as *mut libc::c_void, len, true)
+        {
+            Ok(()) => Ok(true),
+            Err(error) => match to_io(error) {
+                again if is_again(&again) => Ok(false),
+                other => Err(Error::call("UFFDIO_WRITEPROTECT (lift)", address, len, other)),
+            },
+        }
+    }
+
     /// Lifts the protection of the whole range, in pieces, and wakes everyone.
     ///
     /// # Errors

@@ -1,0 +1,316 @@
+//! The fault handler: the one thread that reads events and lets writers go.
+//!
+//! It never writes to guest memory, never waits for a walker (a claimed chunk's writer is left to the
+//! claimer, a missing buffer puts the fault aside) and never enters the sink. Once the capture has failed
+//! it lifts everything and then serves whatever faults are left by lifting.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use uffd::{Event, FaultBatch};
+
+use crate::buffers::FaultCopy;
+use crate::capture::engine::{Engine, Gate};
+use crate::capture::guard::Guard;
+use crate::chunk_states::ChunkState;
+use crate::error::{Error, Result};
+use crate::geometry::Span;
+use crate::options::Pressure;
+use crate::sync::panic_message;
+
+/// Events read at once.
+const BATCH: usize = 64;
+/// Times that the handler starts again after an error or a panic of its own.
+const RESTARTS: u32 = 3;
+/// Attempts to lift a protection while the kernel keeps having events to be read first.
+const LIFT_ATTEMPTS: u32 = 100_000;
+
+/// Serves faults until the engine ends it, whatever happens.
+pub(super) fn main(engine: &Engine) {
+    let Some(guard) = &engine.guard else { return };
+    for _ in 0..=RESTARTS {
+        let mut handler = Handler {
+            engine,
+            guard,
+            batch: FaultBatch::new(BATCH),
+            backlog: VecDeque::new(),
+            throttled: Vec::new(),
+            present: Vec::new(),
+            lifted: false,
+        };
+        match catch_unwind(AssertUnwindSafe(|| handler.run())) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => engine.fail(error),
+            Err(payload) => {
+                let message = panic_message(&*payload);
+                engine.fail(Error::Panicked {
+                    thread: "fault handler",
+                    message,
+                });
+            }
+        }
+    }
+    // Nobody is left to serve: without protection there is nothing to be served.
+    engine.release();
+}
+
+/// A write that waits.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    chunk: u64,
+    since: Instant,
+}
+
+struct Handler<'a> {
+    engine: &'a Engine,
+    guard: &'a Guard,
+    batch: FaultBatch,
+    /// Faults read and not yet served.
+    backlog: VecDeque<Fault>,
+    /// Faults that wait for a copy buffer.
+    throttled: Vec<Fault>,
+    /// Scratch: which pages of a chunk are there.
+    present: Vec<u8>,
+    /// The capture has failed and everything was lifted.
+    lifted: bool,
+}
+
+impl Handler<'_> {
+    fn run(&mut self) -> Result<()> {
+        while !self.engine.handler_ends() {
+            if self.engine.should_stop() && !self.lifted {
+                self.lift_everything()?;
+            }
+            let gate = self.engine.close_gate();
+            let read = self.read()?;
+            while let Some(fault) = self.backlog.pop_front() {
+                self.serve(*gate, fault)?;
+            }
+            drop(gate);
+            self.retry_throttled()?;
+            if read == 0 {
+                self.wait()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the events that wait to the backlog; returns how many there were.
+    fn read(&mut self) -> Result<usize> {
+        let events = self.guard.uffd().read_events(&mut self.batch)?;
+        let since = Instant::now();
+        for event in events {
+            match *event {
+                Event::Fault { address, .. } => {
+                    let chunk = self.engine.geometry.chunk_at(address);
+                    self.backlog.extend(chunk.map(|chunk| Fault { chunk, since }));
+                }
+                Event::Remove { start, end } => {
+                    let chunk = self.engine.geometry.chunk_at(start.min(end - 1));
+                    let guest_address = chunk.map_or(0, |chunk| self.engine.geometry.guest_address(chunk));
+                    self.engine.fail(Error::Discarded { guest_address });
+                }
+                Event::Other => {}
+            }
+        }
+        Ok(events.len())
+    }
+
+    fn serve(&mut self, gate: Gate, fault: Fault) -> Result<()> {
+        if self.lifted {
+            return self.lift_chunk(fault.chunk);
+        }
+        match gate {
+            Gate::Arming => {
+                // First lift, then mark: `capture.rs` says why.
+                self.lift_chunk(fault.chunk)?;
+                if self.engine.states.set_touched(fault.chunk) {
+                    crate::sync::lock(&self.engine.touched).push(fault.chunk);
+                }
+                self.engine.counters.stall_arming.record(fault.since.elapsed());
+                Ok(())
+            }
+            Gate::Draining => self.copy_before_write(fault),
+        }
+    }
+
+    /// Serves a fault after the point in time; one of the chunk's states applies, whoever is ahead.
+    fn copy_before_write(&mut self, fault: Fault) -> Result<()> {
+        loop {
+            match self.engine.states.get(fault.chunk) {
+                ChunkState::Pending => {
+                    if self.copy_aside(fault)? {
+                        return Ok(());
+                    }
+                }
+                ChunkState::Claimed | ChunkState::Wanted => {
+                    if self.engine.wait_for_claimer(fault.chunk, fault.since) {
+                        self.engine.control.count_fault();
+                        return Ok(());
+                    }
+                }
+                // Unarmed and Touched cannot be met here; to let the writer go is right for any state.
+                ChunkState::Copied | ChunkState::Unarmed | ChunkState::Touched => return self.let_go(fault),
+            }
+        }
+    }
+
+    /// Copies a pending chunk and lets the writer go, or puts the fault aside for want of a buffer;
+    /// `false` if another thread was ahead.
+    fn copy_aside(&mut self, fault: Fault) -> Result<bool> {
+        let engine = self.engine;
+        let span = engine.geometry.chunk(fault.chunk);
+        let present = engine.find_present(&span, &mut self.present)?;
+        let mut buffer = if present { engine.pool.take() } else { None };
+        if present && buffer.is_none() {
+            self.put_aside(fault);
+            return Ok(true);
+        }
+        if !engine.states.claim(fault.chunk) {
+            if let Some(buffer) = buffer {
+                engine.pool.give(buffer);
+            }
+            return Ok(false);
+        }
+        if let Some(buffer) = &mut buffer {
+            let plain = &mut buffer[..span.bytes.len()];
+            engine
+                .geometry
+                .region(span.region)
+                .read(span.bytes.start, &self.present, plain);
+        }
+        engine.publish(fault.chunk)?;
+        self.let_go(fault)?;
+        // The kernel brings an absent anonymous page into being before it reports the write to it. A guest
+        // that fills fresh memory shall not use up the buffers with that.
+        if let Some(zero) = buffer.take_if(|buffer| is_zero(&buffer[..span.bytes.len()])) {
+            engine.pool.give(zero);
+        }
+        if buffer.is_some() {
+            engine.counters.copied_bytes.add(span.bytes.len() as u64);
+        }
+        engine.queue.push(FaultCopy {
+            chunk: fault.chunk,
+            buffer,
+        });
+        Ok(true)
+    }
+
+    fn let_go(&mut self, fault: Fault) -> Result<()> {
+        self.lift_chunk(fault.chunk)?;
+        self.engine.counters.stall.record(fault.since.elapsed());
+        self.engine.control.count_fault();
+        Ok(())
+    }
+
+    /// Every buffer is in use: the policy decides.
+    fn put_aside(&mut self, fault: Fault) {
+        match self.engine.options.on_pressure {
+            Pressure::Throttle => {
+                self.engine.counters.throttled.add(1);
+                self.throttled.push(fault);
+            }
+            Pressure::Fail => {
+                self.engine.fail(Error::Pressure {
+                    buffer_bytes: self.engine.pool.limit_bytes(),
+                });
+                // The writer is let go with everything else.
+            }
+        }
+    }
+
+    /// Serves the faults that waited for a buffer, as far as there are buffers; fails the capture if one
+    /// has waited too long.
+    fn retry_throttled(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.throttled);
+        for (index, fault) in waiting.iter().enumerate() {
+            self.copy_before_write(*fault)?;
+            if self
+                .throttled
+                .last()
+                .is_some_and(|again| again.chunk == fault.chunk)
+            {
+                // Still none: the others need not try.
+                self.throttled.extend_from_slice(&waiting[index + 1..]);
+                break;
+            }
+        }
+        let limit = self.engine.options.max_stall;
+        if let Some(fault) = self.throttled.iter().find(|fault| fault.since.elapsed() > limit) {
+            let guest_address = self.engine.geometry.guest_address(fault.chunk);
+            self.engine.fail(Error::Stall { guest_address, limit });
+        }
+        Ok(())
+    }
+
+    /// Sleeps until there is a fault, a buffer, a failure or the end, or until a fault has waited too long.
+    fn wait(&mut self) -> Result<()> {
+        let limit = self.engine.options.max_stall;
+        let left = self
+            .throttled
+            .iter()
+            .map(|fault| limit.saturating_sub(fault.since.elapsed()))
+            .min();
+        let timeout = left.map(|left| timespec(left + Duration::from_micros(1)));
+        let mut fds = [
+            PollFd::new(self.guard.uffd(), PollFlags::IN),
+            PollFd::new(&self.engine.waker, PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::Threads(error.into())),
+        }
+        if !fds[1].revents().is_empty() {
+            self.engine.waker.clear();
+        }
+        Ok(())
+    }
+
+    /// After a failure: lifts all protection piece by piece, serving the faults that come meanwhile.
+    fn lift_everything(&mut self) -> Result<()> {
+        let engine = self.engine;
+        self.backlog.extend(self.throttled.drain(..));
+        for piece in &engine.pieces {
+            while let Some(fault) = self.backlog.pop_front() {
+                self.lift_chunk(fault.chunk)?;
+            }
+            self.lift(piece)?;
+            self.read()?;
+        }
+        self.lifted = true;
+        Ok(())
+    }
+
+    fn lift_chunk(&mut self, chunk: u64) -> Result<()> {
+        self.lift(&self.engine.geometry.chunk(chunk))
+    }
+
+    /// Lifts protection and wakes. The kernel may ask for its events to be read first, which is this
+    /// thread's own job.
+    fn lift(&mut self, span: &Span) -> Result<()> {
+        for _ in 0..LIFT_ATTEMPTS {
+            if self.guard.try_lift(span)? {
+                return Ok(());
+            }
+            self.read()?;
+            std::thread::yield_now();
+        }
+        // The bound is for a kernel that never becomes ready; the ordinary call names the error.
+        self.guard.lift(span)
+    }
+}
+
+/// Whether all bytes are zero; the first that is not ends the search.
+fn is_zero(plain: &[u8]) -> bool {
+    const ZEROS: [u8; 256] = [0; 256];
+    plain.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}

@@ -1,0 +1,9 @@
+//! Captures of memory that plain threads write: real userfaultfd, no virtual machine.
+
+mod consistency;
+mod failure;
+mod guest;
+mod kernel_writer;
+mod restore;
+mod sink;
+mod unpopulated;
