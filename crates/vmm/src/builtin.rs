@@ -111,7 +111,9 @@ pub enum BuiltinError {
         limit: u32,
     },
     /// The working set does not fit in memory, or leaves a vCPU without a page.
-    #[error("a working set of {wanted_bytes} bytes for {cpus} vCPUs, in memory with room for {available_bytes}")]
+    #[error(
+        "a working set of {wanted_bytes} bytes for {cpus} vCPUs, in memory with room for {available_bytes}"
+    )]
     WorkingSet {
         /// Bytes wanted.
         wanted_bytes: u64,
@@ -147,7 +149,10 @@ pub fn load(
     let area = ControlArea::new(&parameters);
     write(memory, CODE, area.bytes())?;
     write(memory, TRAMPOLINE, area.trampoline_page())?;
-    let content = Content { parameters: &parameters, table: area.table() };
+    let content = Content {
+        parameters: &parameters,
+        table: area.table(),
+    };
     let pages = parameters.working_set_pages();
     let workers = thread::available_parallelism().map_or(1, usize::from) as u64;
     thread::scope(|scope| {
@@ -155,7 +160,9 @@ pub fn load(
             .map(|worker| pages * worker / workers..pages * (worker + 1) / workers)
             .map(|range| scope.spawn(move || fill(memory, content, range)))
             .collect();
-        handles.into_iter().try_for_each(|handle| handle.join().expect("filling memory does not panic"))
+        handles
+            .into_iter()
+            .try_for_each(|handle| handle.join().expect("filling memory does not panic"))
     })?;
     Ok(GuestAddress(CODE))
 }
@@ -166,14 +173,24 @@ fn fill(memory: &GuestMemoryMmap, content: Content<'_>, range: Range<u64>) -> Re
     let strides = parameters.strides();
     let pages = parameters.pages_per_cpu;
     let mut positions = (0..parameters.cpus)
-        .map(|cpu| (cpu, Position::new(&strides, pages, parameters.round_seed(cpu), pages)))
+        .map(|cpu| {
+            (
+                cpu,
+                Position::new(&strides, pages, parameters.round_seed(cpu), pages),
+            )
+        })
         .collect::<Vec<_>>();
     let mut page: Page = [0; PAGE_SIZE as usize];
     for (cpu, position) in positions.drain(..) {
         let part = u64::from(cpu) * pages..(u64::from(cpu) + 1) * pages;
         for number in part.start.max(range.start)..part.end.min(range.end) {
             content.fill(number, &mut page);
-            content.write(cpu, position.last_step(number - part.start), parameters.words_per_step, &mut page);
+            content.write(
+                cpu,
+                position.last_step(number - part.start),
+                parameters.words_per_step,
+                &mut page,
+            );
             write(memory, parameters.page_address(number), &page)?;
         }
     }
@@ -181,5 +198,7 @@ fn fill(memory: &GuestMemoryMmap, content: Content<'_>, range: Range<u64>) -> Re
 }
 
 fn write(memory: &GuestMemoryMmap, gpa: u64, bytes: &[u8]) -> Result<(), BuiltinError> {
-    memory.write_slice(bytes, GuestAddress(gpa)).map_err(|source| BuiltinError::Memory { gpa, source })
+    memory
+        .write_slice(bytes, GuestAddress(gpa))
+        .map_err(|source| BuiltinError::Memory { gpa, source })
 }

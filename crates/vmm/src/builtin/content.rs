@@ -4,7 +4,7 @@
 //! fills every page of the working set so, then writes round 0 into it; each step after that writes a
 //! stamp and some words copied from the pattern table, always at the same place of the page.
 
-use super::layout::{PAGE_SIZE, SOURCE_SHIFT, TABLE_HALF, TABLE_LEN, index};
+use super::layout::{PAGE_SIZE, SOURCE_SHIFT, TABLE_LEN, TABLE_STARTS, index};
 use super::parameters::Parameters;
 use super::sequence::mix;
 
@@ -12,20 +12,53 @@ use super::sequence::mix;
 pub(crate) type Page = [u8; PAGE_SIZE as usize];
 
 const VOCABULARY: [&str; 32] = [
-    "the", "of", "page", "and", "to", "in", "memory", "is", "guest", "was", "for", "snapshot", "with",
-    "INFO", "DEBUG", "request", "=", "status", "200", "user", "error", "null", "{\"id\":", "},", "GET",
-    "/index.html", "2026-01-01T00:00:00Z", "0x7fff", "thread", "worker", "completed", "in_progress",
+    "the",
+    "of",
+    "page",
+    "and",
+    "to",
+    "in",
+    "memory",
+    "is",
+    "guest",
+    "was",
+    "for",
+    "snapshot",
+    "with",
+    "INFO",
+    "DEBUG",
+    "request",
+    "=",
+    "status",
+    "200",
+    "user",
+    "error",
+    "null",
+    "{\"id\":",
+    "},",
+    "GET",
+    "/index.html",
+    "2026-01-01T00:00:00Z",
+    "0x7fff",
+    "thread",
+    "worker",
+    "completed",
+    "in_progress",
 ];
 const SLICE_LEN: usize = 256;
 
-/// Makes the pattern table of a seed.
-pub(crate) fn pattern_table(seed: u64) -> Vec<u8> {
-    let half = index(TABLE_HALF);
+/// Makes the pattern table: random words in the first part, text in the rest.
+pub(crate) fn pattern_table(parameters: &Parameters) -> Vec<u8> {
     let mut table = vec![0; index(TABLE_LEN)];
-    let (random, text) = table.split_at_mut(half);
-    fill_random(mix(seed), random);
-    fill_text(mix(seed ^ 1), text);
+    let (random, text) = table.split_at_mut(random_len(parameters));
+    fill_random(mix(parameters.seed), random);
+    fill_text(mix(parameters.seed ^ 1), text);
     table
+}
+
+/// Returns the bytes of the table's incompressible part, whole words.
+fn random_len(parameters: &Parameters) -> usize {
+    index(TABLE_STARTS * u64::from(parameters.incompressible_percent) / 100 / 8 * 8)
 }
 
 /// Makes the content of working set pages.
@@ -43,13 +76,14 @@ impl Content<'_> {
             return;
         }
         let hash = mix(self.parameters.seed.rotate_left(32) ^ number);
-        if low_half(hash) < self.parameters.incompressible_below {
+        if hash % 100 < u64::from(self.parameters.incompressible_percent) {
             fill_random(hash, page);
             return;
         }
-        let text = &self.table[index(TABLE_HALF)..];
+        let text = &self.table[random_len(self.parameters)..];
+        let starts = (text.len() - SLICE_LEN) as u64;
         for (slice, out) in (0..).zip(page.chunks_exact_mut(SLICE_LEN)) {
-            let start = index(mix(hash ^ slice) >> SOURCE_SHIFT) * 8;
+            let start = index(mix(hash ^ slice) % starts);
             out.copy_from_slice(&text[start..start + SLICE_LEN]);
         }
     }
@@ -69,21 +103,9 @@ impl Content<'_> {
 
     /// Returns where in the pattern table a step finds its words, in bytes.
     pub(crate) fn source_offset(&self, cpu: u32, step: u64) -> u64 {
-        let hash = step.wrapping_mul(self.parameters.source_factor(cpu));
-        let within_half = (hash >> SOURCE_SHIFT) * 8;
-        let incompressible = low_half(hash) < self.parameters.incompressible_below;
-        if incompressible { within_half } else { within_half + TABLE_HALF }
+        let factor = self.parameters.source_factor(cpu);
+        (Parameters::stamp(cpu, step).wrapping_mul(factor) >> SOURCE_SHIFT) * 8
     }
-}
-
-/// Returns the threshold of a 32-bit hash below which content is incompressible.
-pub(crate) fn incompressible_below(percent: u8) -> u32 {
-    let threshold = (u64::from(percent) << 32) / 100;
-    u32::try_from(threshold).unwrap_or(u32::MAX)
-}
-
-fn low_half(hash: u64) -> u32 {
-    u32::try_from(hash & 0xffff_ffff).expect("masked to 32 bits")
 }
 
 fn fill_random(seed: u64, out: &mut [u8]) {
@@ -112,31 +134,43 @@ mod tests {
     use super::*;
 
     fn parameters(incompressible_percent: u8) -> Parameters {
-        let options = BuiltinOptions { incompressible_percent, ..BuiltinOptions::default() };
+        let options = BuiltinOptions {
+            incompressible_percent,
+            ..BuiltinOptions::default()
+        };
         Parameters::new(&options, 1, Room::flat(64 << 20), false).unwrap()
     }
 
     #[test]
     fn share_of_incompressible_pages_follows_the_option() {
-        let table = pattern_table(1);
         for percent in [0, 30, 100] {
             let parameters = parameters(percent);
-            let content = Content { parameters: &parameters, table: &table };
+            let table = pattern_table(&parameters);
+            let content = Content {
+                parameters: &parameters,
+                table: &table,
+            };
             let mut page = [0; PAGE_SIZE as usize];
             let random = (0..1000).filter(|number| {
                 content.fill(*number, &mut page);
                 !page.is_ascii()
             });
             let (random, expected) = (random.count(), usize::from(percent) * 10);
-            assert!(random.abs_diff(expected) < 60, "{random} of 1000 at {percent} percent");
+            assert!(
+                random.abs_diff(expected) < 60,
+                "{random} of 1000 at {percent} percent"
+            );
         }
     }
 
     #[test]
     fn sources_leave_room_for_a_whole_page() {
         let parameters = parameters(30);
-        let content = Content { parameters: &parameters, table: &[] };
+        let content = Content {
+            parameters: &parameters,
+            table: &[],
+        };
         let last = (0..200_000).map(|step| content.source_offset(0, step)).max();
-        assert!(last.is_some_and(|last| last > TABLE_HALF && last + PAGE_SIZE <= TABLE_LEN));
+        assert!(last.is_some_and(|last| last > TABLE_STARTS / 2 && last + PAGE_SIZE <= TABLE_LEN));
     }
 }

@@ -5,14 +5,14 @@
 
 use super::content;
 use super::layout::{
-    self, CODE, CONTROL_END, CPU_PAGES, IDT, PAGE_DIRECTORIES, PAGE_SIZE, PARAMETERS, PDPT, PML4, TABLE,
-    index,
+    self, CODE, CONTROL_END, CPU_PAGES, IDENTITY_LEN, IDENTITY_TABLES, IDT, LARGE_PAGE, PAGE_SIZE,
+    PARAMETERS, PML4, TABLE, WINDOW, WINDOW_TABLES, index,
 };
 use super::parameters::Parameters;
 use super::payload::{self, STUB_LEN};
 
-const GIB: u64 = 1 << 30;
-const LARGE_PAGE: u64 = 2 << 20;
+/// Bytes that one entry of the root maps.
+const TABLE_SPAN: u64 = 512 << 30;
 /// Present, writable, accessed.
 const TABLE_ENTRY: u64 = 0x23;
 /// Present, writable, accessed, dirty, large.
@@ -34,12 +34,15 @@ impl ControlArea {
     pub(crate) fn new(parameters: &Parameters) -> Self {
         let mut trampoline_page = trampoline().to_vec();
         trampoline_page.resize(index(PAGE_SIZE), 0);
-        let mut area = Self { bytes: vec![0; index(CONTROL_END - CODE)], trampoline_page };
+        let mut area = Self {
+            bytes: vec![0; index(CONTROL_END - CODE)],
+            trampoline_page,
+        };
         area.put(CODE, payload::program());
         area.put(PARAMETERS, &parameters.encode());
         area.put_interrupt_table();
-        area.put_page_tables(parameters.mapped_end());
-        area.put(TABLE, &content::pattern_table(parameters.seed));
+        area.put_page_tables(parameters);
+        area.put(TABLE, &content::pattern_table(parameters));
         area
     }
 
@@ -85,16 +88,29 @@ impl ControlArea {
         self.put(IDT + vector * 16 + 8, &(handler >> 32).to_le_bytes());
     }
 
-    /// Maps addresses to themselves up to `end`.
-    fn put_page_tables(&mut self, end: u64) {
-        self.put(PML4, &(PDPT | TABLE_ENTRY).to_le_bytes());
-        for gib in 0..end.div_ceil(GIB) {
-            let directory = PAGE_DIRECTORIES + gib * PAGE_SIZE;
-            self.put(PDPT + gib * 8, &(directory | TABLE_ENTRY).to_le_bytes());
-            for entry in 0..GIB / LARGE_PAGE {
-                let address = gib * GIB + entry * LARGE_PAGE;
-                self.put(directory + entry * 8, &(address | LARGE_PAGE_ENTRY).to_le_bytes());
-            }
+    fn put_page_tables(&mut self, parameters: &Parameters) {
+        self.put_tables(0, IDENTITY_TABLES, IDENTITY_LEN / LARGE_PAGE, |number| {
+            number * LARGE_PAGE
+        });
+        let pages_per_large_page = LARGE_PAGE / PAGE_SIZE;
+        let large_pages = parameters.working_set_pages().div_ceil(pages_per_large_page);
+        self.put_tables(WINDOW, WINDOW_TABLES, large_pages, |number| {
+            parameters.page_address(number * pages_per_large_page)
+        });
+    }
+
+    /// Maps large pages from virtual address `start` on: one table, then its directories.
+    fn put_tables(&mut self, start: u64, table: u64, large_pages: u64, target: impl Fn(u64) -> u64) {
+        self.put(
+            PML4 + start / TABLE_SPAN * 8,
+            &(table | TABLE_ENTRY).to_le_bytes(),
+        );
+        for number in 0..large_pages {
+            let entry = table + PAGE_SIZE + number * 8;
+            let directory = entry - entry % PAGE_SIZE;
+            let directory_entry = table + (directory - table - PAGE_SIZE) / PAGE_SIZE * 8;
+            self.put(directory_entry, &(directory | TABLE_ENTRY).to_le_bytes());
+            self.put(entry, &(target(number) | LARGE_PAGE_ENTRY).to_le_bytes());
         }
     }
 }

@@ -31,7 +31,13 @@ pub fn elf(options: &BuiltinOptions, cpus: u32, memory_bytes: u64) -> Result<Vec
     let note = pvh_note();
     let note_offset = u64::from(HEADER_LEN) + 2 * u64::from(PROGRAM_HEADER_LEN);
     let mut file = header();
-    file.extend(program_header(LOAD, PAGE_SIZE, CODE, area.bytes().len() as u64, PAGE_SIZE));
+    file.extend(program_header(
+        LOAD,
+        PAGE_SIZE,
+        CODE,
+        area.bytes().len() as u64,
+        PAGE_SIZE,
+    ));
     file.extend(program_header(NOTE, note_offset, 0, note.len() as u64, 4));
     file.extend(note);
     file.resize(index(PAGE_SIZE), 0);
@@ -80,8 +86,8 @@ fn pvh_note() -> Vec<u8> {
 mod tests {
     use std::io::Cursor;
 
-    use linux_loader::loader::elf::{Elf, PvhBootCapability};
     use linux_loader::loader::KernelLoader;
+    use linux_loader::loader::elf::{Elf, PvhBootCapability};
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
@@ -91,7 +97,10 @@ mod tests {
         let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
         let file = elf(&BuiltinOptions::default(), 1, 16 << 20).unwrap();
         let loaded = Elf::load(&memory, None, &mut Cursor::new(&file), None).unwrap();
-        assert_eq!(loaded.pvh_boot_cap, PvhBootCapability::PvhEntryPresent(GuestAddress(CODE)));
+        assert_eq!(
+            loaded.pvh_boot_cap,
+            PvhBootCapability::PvhEntryPresent(GuestAddress(CODE))
+        );
         let mut start = [0; 64];
         memory.read_slice(&mut start, GuestAddress(CODE)).unwrap();
         assert_eq!(start, file[4096..4160]);

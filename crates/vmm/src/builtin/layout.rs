@@ -22,24 +22,30 @@ pub(crate) const CPU_PAGES: u64 = 0x10_4000;
 pub(crate) const MAX_CPUS: u32 = 32;
 /// Root of the page tables.
 pub(crate) const PML4: u64 = CPU_PAGES + MAX_CPUS as u64 * PAGE_SIZE;
-/// The page directory pointer table.
-pub(crate) const PDPT: u64 = PML4 + PAGE_SIZE;
-/// Page directories, each mapping 1 GiB in 2 MiB pages.
-pub(crate) const PAGE_DIRECTORIES: u64 = PDPT + PAGE_SIZE;
-/// End of the guest physical addresses that the page tables can map.
-pub(crate) const MAX_ADDRESS: u64 = 128 << 30;
+/// Maps the first 4 GiB to themselves, in 2 MiB pages: four directories follow the table.
+pub(crate) const IDENTITY_TABLES: u64 = PML4 + PAGE_SIZE;
+/// Bytes that those tables map.
+pub(crate) const IDENTITY_LEN: u64 = 4 << 30;
+/// Maps the working set at [`WINDOW`], in 2 MiB pages: as many directories as it needs follow.
+pub(crate) const WINDOW_TABLES: u64 = IDENTITY_TABLES + 5 * PAGE_SIZE;
+/// Guest virtual address where the working set is contiguous, whatever holes guest memory has.
+pub(crate) const WINDOW: u64 = 512 << 30;
+/// Most bytes of a working set.
+pub(crate) const MAX_WORKING_SET: u64 = 128 << 30;
+/// Bytes mapped by one entry of a page directory.
+pub(crate) const LARGE_PAGE: u64 = 2 << 20;
 
-/// The pattern table: what steps write. First an incompressible half, then a half like text.
+/// The pattern table: what steps write. Its first part is incompressible, the rest is like text.
 pub(crate) const TABLE: u64 = 0x1b_0000;
-/// Bytes of one half of the pattern table.
-pub(crate) const TABLE_HALF: u64 = 1 << 20;
-/// Bytes of the pattern table; the last page serves sources near the end of the second half.
-pub(crate) const TABLE_LEN: u64 = 2 * TABLE_HALF + PAGE_SIZE;
-/// A step's hash is shifted right by this to give a word offset within one half of the table.
-pub(crate) const SOURCE_SHIFT: u32 = 64 - (TABLE_HALF / 8).ilog2();
+/// Bytes of the pattern table where a step's source may start.
+pub(crate) const TABLE_STARTS: u64 = 2 << 20;
+/// Bytes of the pattern table; the last page serves sources that start near its end.
+pub(crate) const TABLE_LEN: u64 = TABLE_STARTS + PAGE_SIZE;
+/// A step's hash is shifted right by this to give the word of the table where its source starts.
+pub(crate) const SOURCE_SHIFT: u32 = 64 - (TABLE_STARTS / 8).ilog2();
 /// End of the control area.
 pub(crate) const CONTROL_END: u64 = TABLE + TABLE_LEN;
-/// First page of the working set.
+/// Guest physical address of the working set's first page; it goes on in the next memory region.
 pub(crate) const WORKING_SET: u64 = 0x40_0000;
 
 /// The local APIC of whichever vCPU looks.
@@ -64,13 +70,12 @@ pub(crate) mod parameter {
     pub(crate) const HIGH_ADDRESS: u64 = 48;
     pub(crate) const WORDS_AFTER_STAMP: u64 = 56;
     pub(crate) const PAGES_PER_SECOND: u64 = 60;
-    pub(crate) const INCOMPRESSIBLE_BELOW: u64 = 64;
+    pub(crate) const INCOMPRESSIBLE_PERCENT: u64 = 64;
     pub(crate) const FLAGS: u64 = 68;
     pub(crate) const CREDIT_PER_TICK: u64 = 72;
     pub(crate) const TIMER_COUNT: u64 = 80;
     pub(crate) const STEPS_PER_EVENT: u64 = 84;
     pub(crate) const STEPS_PER_REPORT: u64 = 88;
-    pub(crate) const CHECK_ZERO_BELOW: u64 = 96;
     /// One [`ENTRY_LEN`] record for each vCPU.
     pub(crate) const CPU_ENTRIES: u64 = 256;
     pub(crate) const ENTRY_LEN: u64 = 64;
@@ -86,12 +91,13 @@ pub(crate) mod parameter {
 
 /// Offsets of fields in a vCPU's record of the parameter page.
 pub(crate) mod entry {
-    pub(crate) const BASE: u64 = 0;
-    pub(crate) const HOLE_AT: u64 = 8;
-    pub(crate) const HOLE_LEN: u64 = 16;
-    pub(crate) const STAMP_BASE: u64 = 24;
-    pub(crate) const ROUND_SEED: u64 = 32;
-    pub(crate) const SOURCE_FACTOR: u64 = 40;
+    /// Virtual address where steps write, taken one page after the vCPU's part.
+    pub(crate) const PART_END: u64 = 0;
+    pub(crate) const FIRST_STAMP: u64 = 8;
+    pub(crate) const ROUND_SEED: u64 = 16;
+    pub(crate) const SOURCE_FACTOR: u64 = 24;
+    /// A page may hold zero instead of its stamp while the step is below this.
+    pub(crate) const MAY_BE_ZERO_BELOW: u64 = 32;
 }
 
 /// Offsets of fields at the start of a vCPU's own page; its stack grows down from the end.
@@ -107,14 +113,15 @@ pub(crate) mod mailbox {
     pub(crate) const CREDIT: u64 = 64;
     /// Only the first vCPU's counts: the serial port is one for all.
     pub(crate) const SERIAL_LOCK: u64 = 72;
+    pub(crate) const ENTRY: u64 = 80;
 }
 
 const _: () = {
-    assert!(PAGE_DIRECTORIES + (MAX_ADDRESS >> 30) * PAGE_SIZE <= TABLE);
-    assert!(CONTROL_END <= WORKING_SET);
+    assert!(WINDOW_TABLES + (1 + (MAX_WORKING_SET >> 30)) * PAGE_SIZE <= TABLE);
+    assert!(CONTROL_END <= WORKING_SET && WORKING_SET.is_multiple_of(LARGE_PAGE));
     assert!(parameter::END <= PAGE_SIZE);
-    assert!(parameter::CHECK_ZERO_BELOW + 8 <= parameter::CPU_ENTRIES);
-    assert!(TABLE_HALF.is_power_of_two() && STRIDES.is_power_of_two());
+    assert!(parameter::STEPS_PER_REPORT + 8 <= parameter::CPU_ENTRIES);
+    assert!(TABLE_STARTS.is_power_of_two() && STRIDES.is_power_of_two());
 };
 
 /// Narrows a size or offset of guest memory to a host index.

@@ -10,11 +10,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::BuiltinError;
 use super::layout::{CPU_PAGES, PAGE_SIZE, mailbox};
 
+/// The guest stores its stamp, whose top byte is the vCPU.
+const CPU_IN_STAMP: u64 = 0xff << 56;
+
 /// What one vCPU of the guest last said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mailbox {
-    /// Steps counter; zero before the vCPU began, and then at least its number of pages. Differences
-    /// are the pages written in between, exact to the few steps between two updates.
+    /// Step counter: zero before the vCPU began, and then at least its number of pages. Differences are
+    /// pages written, exact to the few steps between two updates.
     pub step: u64,
     /// The guest's time-stamp counter at the last update.
     pub tsc: u64,
@@ -39,7 +42,7 @@ impl Mailbox {
                 .map_err(|source| BuiltinError::Memory { gpa, source })
         };
         Ok(Self {
-            step: field(mailbox::STEP)?,
+            step: field(mailbox::STEP)? & !CPU_IN_STAMP,
             tsc: field(mailbox::TSC)?,
             longest_gap: field(mailbox::LONGEST_GAP)?,
             bad_stamps: field(mailbox::BAD_STAMPS)?,

@@ -21,6 +21,8 @@ use super::sequence::{Position, Stride};
 
 pub use report::{Mismatch, OracleError, OracleReport, PageKind};
 
+/// Steps stay below this: the top byte of a stamp is the vCPU.
+const STEP_LIMIT: u64 = 1 << 56;
 const ZERO_PAGE: Page = [0; PAGE_SIZE as usize];
 
 /// The registers of a vCPU that say what it has written.
@@ -36,7 +38,13 @@ pub struct VcpuRegisters {
 
 impl From<&kvm_regs> for VcpuRegisters {
     fn from(regs: &kvm_regs) -> Self {
-        Self { rip: regs.rip, rcx: regs.rcx, rsi: regs.rsi, rdi: regs.rdi, r15: regs.r15 }
+        Self {
+            rip: regs.rip,
+            rcx: regs.rcx,
+            rsi: regs.rsi,
+            rdi: regs.rdi,
+            r15: regs.r15,
+        }
     }
 }
 
@@ -76,15 +84,27 @@ impl Oracle {
     pub fn new(parameter_page: &[u8; 4096], vcpus: &[VcpuRegisters]) -> Result<Self, OracleError> {
         let parameters = Parameters::decode(parameter_page)?;
         if vcpus.len() != parameters.cpus as usize {
-            return Err(OracleError::Cpus { expected: parameters.cpus, found: vcpus.len() });
+            return Err(OracleError::Cpus {
+                expected: parameters.cpus,
+                found: vcpus.len(),
+            });
         }
         let area = ControlArea::new(&parameters);
-        let content = Content { parameters: &parameters, table: area.table() };
+        let content = Content {
+            parameters: &parameters,
+            table: area.table(),
+        };
         let strides = parameters.strides();
-        let parts: Result<_, _> =
-            (0..).zip(vcpus).map(|(cpu, registers)| Part::new(&content, &strides, cpu, registers)).collect();
+        let parts: Result<_, _> = (0..)
+            .zip(vcpus)
+            .map(|(cpu, registers)| Part::new(&content, &strides, cpu, registers))
+            .collect();
         let parts = parts?;
-        Ok(Self { parameters, area, parts })
+        Ok(Self {
+            parameters,
+            area,
+            parts,
+        })
     }
 
     /// Returns the step that each vCPU does next, or is doing.
@@ -151,7 +171,10 @@ impl Oracle {
                         scope.spawn(move || self.check_mapped(memory, bound(worker)..bound(worker + 1)))
                     })
                     .collect();
-                handles.into_iter().map(|handle| handle.join().expect("checking does not panic")).collect()
+                handles
+                    .into_iter()
+                    .map(|handle| handle.join().expect("checking does not panic"))
+                    .collect()
             });
             let parts: Vec<Result<OracleReport, BuiltinError>> = parts;
             for part in parts {
@@ -179,7 +202,10 @@ impl Oracle {
         if let Some(number) = self.parameters.page_number(gpa) {
             let cpu = u32::try_from(number / self.parameters.pages_per_cpu).expect("below the vCPU count");
             let page = number % self.parameters.pages_per_cpu;
-            return Expected::WorkingSet { cpu, step: self.parts[cpu as usize].position.last_step(page) };
+            return Expected::WorkingSet {
+                cpu,
+                step: self.parts[cpu as usize].position.last_step(page),
+            };
         }
         if gpa == TRAMPOLINE && !self.parameters.starts_zero {
             return Expected::Bytes(PageKind::Control, self.area.trampoline_page());
@@ -199,8 +225,14 @@ impl Oracle {
     /// Makes a page of the working set: the loader's content, the last complete step's write, and the
     /// first words of the current step's if it is the page's.
     fn fill_expected(&self, gpa: u64, cpu: u32, step: u64, out: &mut Page) {
-        let content = Content { parameters: &self.parameters, table: self.area.table() };
-        let number = self.parameters.page_number(gpa).expect("a page of the working set");
+        let content = Content {
+            parameters: &self.parameters,
+            table: self.area.table(),
+        };
+        let number = self
+            .parameters
+            .page_number(gpa)
+            .expect("a page of the working set");
         content.fill(number, out);
         content.write(cpu, step, self.parameters.words_per_step, out);
         let part = &self.parts[cpu as usize];
@@ -220,12 +252,19 @@ impl Part {
         let parameters = content.parameters;
         let addresses = ProgramAddresses::new();
         let pages = parameters.pages_per_cpu;
-        // Before the workload begins the step register means nothing, and round 0 is what there is.
+        // Before the workload begins the register means nothing, and round 0 is what there is.
         let running = (addresses.workload..addresses.end).contains(&registers.rip);
-        let step = if running { registers.r15 } else { pages };
+        let stamp = if running {
+            registers.r15
+        } else {
+            Parameters::stamp(cpu, pages)
+        };
         let refuse = |register, value| Err(OracleError::Register { cpu, register, value });
-        if !(pages..1 << 56).contains(&step) {
-            return refuse("r15", step);
+        let Some(step @ ..STEP_LIMIT) = stamp.checked_sub(Parameters::stamp(cpu, 0)) else {
+            return refuse("r15", stamp);
+        };
+        if step < pages {
+            return refuse("r15", stamp);
         }
         let position = Position::new(strides, pages, parameters.round_seed(cpu), step);
         let words = u64::from(parameters.words_per_step);
@@ -236,15 +275,25 @@ impl Part {
                 _ => return refuse("rcx", registers.rcx),
             },
             rip if rip == addresses.advance => words,
-            _ => return Ok(Self { position, words_written: 0 }),
+            _ => {
+                return Ok(Self {
+                    position,
+                    words_written: 0,
+                });
+            }
         };
         let page = u64::from(cpu) * pages + position.current_page();
-        if registers.rdi != parameters.page_address(page) + parameters.write_offset() + written * 8 {
+        // The copy's registers are set before the stamp is stored.
+        let copied = written.saturating_sub(1) * 8;
+        if registers.rdi != parameters.write_address(page) + 8 + copied {
             return refuse("rdi", registers.rdi);
         }
-        if registers.rsi != TABLE + content.source_offset(cpu, step) + written.saturating_sub(1) * 8 {
+        if registers.rsi != TABLE + content.source_offset(cpu, step) + copied {
             return refuse("rsi", registers.rsi);
         }
-        Ok(Self { position, words_written: u32::try_from(written).expect("words of one step") })
+        Ok(Self {
+            position,
+            words_written: u32::try_from(written).expect("words of one step"),
+        })
     }
 }

@@ -7,8 +7,11 @@
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::content::{self, Page};
-use super::layout::{self, MAX_CPUS, PAGE_SIZE, STRIDES, WORKING_SET, entry, index, parameter};
+use super::content::Page;
+use super::layout::{
+    self, LARGE_PAGE, MAX_CPUS, MAX_WORKING_SET, PAGE_SIZE, STRIDES, WINDOW, WORKING_SET, entry, index,
+    parameter,
+};
 use super::sequence::{self, Stride, mix};
 use super::{BuiltinError, BuiltinOptions, OracleError, WriteRate};
 
@@ -19,7 +22,10 @@ const WORDS_PER_PAGE: u32 = 512;
 const TICKS_PER_SECOND: u64 = 1000;
 const TIMER_COUNTS_PER_SECOND: u32 = 1_000_000_000;
 const MAX_PAGES_PER_SECOND: u32 = 100_000_000;
-const STEPS_PER_EVENT: u32 = 8;
+/// Words of the working set written, roughly, between two events.
+const WORDS_PER_EVENT: u32 = 128;
+/// Where guest physical addresses end that the second memory region may have.
+const MAX_ADDRESS: u64 = 1 << 46;
 /// Steps between two progress lines of a vCPU that writes without rest.
 const STEPS_PER_REPORT: u64 = 100_000;
 
@@ -35,7 +41,7 @@ pub(crate) struct Parameters {
     /// Where the working set goes on after those.
     pub(crate) high_address: u64,
     pub(crate) words_per_step: u32,
-    pub(crate) incompressible_below: u32,
+    pub(crate) incompressible_percent: u8,
     /// Pages per second and vCPU; zero is without rest.
     pub(crate) pages_per_second: u32,
     /// Nobody filled the working set: it starts as zero.
@@ -53,15 +59,20 @@ pub(crate) struct Room {
 impl Room {
     /// Finds the room that `memory` leaves for a working set.
     pub(crate) fn of(memory: &GuestMemoryMmap) -> Self {
-        let mut room = Self { low_pages: 0, high_address: 0, high_pages: 0 };
+        let mut room = Self {
+            low_pages: 0,
+            high_address: 0,
+            high_pages: 0,
+        };
         for region in memory.iter() {
-            let start = region.start_addr().0;
-            let end = (start + region.len()).min(layout::MAX_ADDRESS);
+            let (start, end) = (region.start_addr().0, region.start_addr().0 + region.len());
             if start <= WORKING_SET {
                 room.low_pages = end.saturating_sub(WORKING_SET) / PAGE_SIZE;
-            } else if room.high_pages == 0 {
+            } else if room.high_pages == 0 && start.is_multiple_of(LARGE_PAGE) {
+                // The guest maps both regions side by side in large pages.
+                room.low_pages -= room.low_pages % (LARGE_PAGE / PAGE_SIZE);
                 room.high_address = start;
-                room.high_pages = end.saturating_sub(start) / PAGE_SIZE;
+                room.high_pages = region.len() / PAGE_SIZE;
             }
         }
         room
@@ -70,7 +81,11 @@ impl Room {
     /// Returns the room in one region that starts at address 0.
     pub(crate) fn flat(memory_bytes: u64) -> Self {
         let low_pages = memory_bytes.saturating_sub(WORKING_SET) / PAGE_SIZE;
-        Self { low_pages, high_address: 0, high_pages: 0 }
+        Self {
+            low_pages,
+            high_address: 0,
+            high_pages: 0,
+        }
     }
 }
 
@@ -82,28 +97,45 @@ impl Parameters {
         starts_zero: bool,
     ) -> Result<Self, BuiltinError> {
         if !(1..=MAX_CPUS).contains(&cpus) {
-            return Err(BuiltinError::Cpus { cpus, limit: MAX_CPUS });
+            return Err(BuiltinError::Cpus {
+                cpus,
+                limit: MAX_CPUS,
+            });
         }
         let words_per_step = options.words_per_step;
         if !(1..=WORDS_PER_PAGE).contains(&words_per_step) {
-            return Err(BuiltinError::WordsPerStep { words: words_per_step, limit: WORDS_PER_PAGE });
+            return Err(BuiltinError::WordsPerStep {
+                words: words_per_step,
+                limit: WORDS_PER_PAGE,
+            });
         }
         if options.incompressible_percent > 100 {
-            return Err(BuiltinError::Percent { percent: options.incompressible_percent });
+            return Err(BuiltinError::Percent {
+                percent: options.incompressible_percent,
+            });
         }
         let pages_per_second = match options.rate {
             WriteRate::FlatOut => 0,
             WriteRate::PagesPerSecond(rate) if (1..=MAX_PAGES_PER_SECOND).contains(&rate) => rate,
             WriteRate::PagesPerSecond(rate) => {
-                return Err(BuiltinError::Rate { rate, limit: MAX_PAGES_PER_SECOND });
+                return Err(BuiltinError::Rate {
+                    rate,
+                    limit: MAX_PAGES_PER_SECOND,
+                });
             }
         };
-        let available = room.low_pages + room.high_pages;
-        let wanted = options.working_set_bytes.map_or(available / 4 * 3, |bytes| bytes / PAGE_SIZE);
+        let available = (room.low_pages + room.high_pages).min(MAX_WORKING_SET / PAGE_SIZE);
+        let wanted = options
+            .working_set_bytes
+            .map_or(available / 4 * 3, |bytes| bytes / PAGE_SIZE);
         let pages_per_cpu = wanted / u64::from(cpus);
         if wanted > available || pages_per_cpu == 0 {
             let wanted_bytes = wanted.saturating_mul(PAGE_SIZE);
-            return Err(BuiltinError::WorkingSet { wanted_bytes, available_bytes: available * PAGE_SIZE, cpus });
+            return Err(BuiltinError::WorkingSet {
+                wanted_bytes,
+                available_bytes: available * PAGE_SIZE,
+                cpus,
+            });
         }
         Ok(Self {
             seed: options.seed,
@@ -112,7 +144,7 @@ impl Parameters {
             low_pages: room.low_pages,
             high_address: room.high_address,
             words_per_step,
-            incompressible_below: content::incompressible_below(options.incompressible_percent),
+            incompressible_percent: options.incompressible_percent,
             pages_per_second,
             starts_zero,
         })
@@ -147,9 +179,9 @@ impl Parameters {
         slack / 2 & !63
     }
 
-    /// Returns the end of the addresses that the guest must map.
-    pub(crate) fn mapped_end(&self) -> u64 {
-        self.page_address(self.working_set_pages() - 1).max(layout::LAPIC) + PAGE_SIZE
+    /// Returns the guest virtual address where a step writes to page `number` of the working set.
+    pub(crate) fn write_address(&self, number: u64) -> u64 {
+        WINDOW + number * PAGE_SIZE + self.write_offset()
     }
 
     pub(crate) fn strides(&self) -> [Stride; STRIDES] {
@@ -181,30 +213,39 @@ impl Parameters {
         put(parameter::CPUS, &self.cpus.to_le_bytes());
         put(parameter::SEED, &self.seed.to_le_bytes());
         put(parameter::PAGES_PER_CPU, &self.pages_per_cpu.to_le_bytes());
-        put(parameter::BYTES_PER_CPU, &(self.pages_per_cpu * PAGE_SIZE).to_le_bytes());
+        put(
+            parameter::BYTES_PER_CPU,
+            &(self.pages_per_cpu * PAGE_SIZE).to_le_bytes(),
+        );
         put(parameter::LOW_PAGES, &self.low_pages.to_le_bytes());
         put(parameter::HIGH_ADDRESS, &self.high_address.to_le_bytes());
-        put(parameter::WORDS_AFTER_STAMP, &(self.words_per_step - 1).to_le_bytes());
-        put(parameter::INCOMPRESSIBLE_BELOW, &self.incompressible_below.to_le_bytes());
+        put(
+            parameter::WORDS_AFTER_STAMP,
+            &(self.words_per_step - 1).to_le_bytes(),
+        );
+        put(parameter::INCOMPRESSIBLE_PERCENT, &[self.incompressible_percent]);
         put(parameter::PAGES_PER_SECOND, &self.pages_per_second.to_le_bytes());
         put(parameter::FLAGS, &self.flags().to_le_bytes());
-        put(parameter::STEPS_PER_EVENT, &STEPS_PER_EVENT.to_le_bytes());
-        put(parameter::STEPS_PER_REPORT, &self.steps_per_report().to_le_bytes());
+        put(parameter::STEPS_PER_EVENT, &self.steps_per_event().to_le_bytes());
+        put(
+            parameter::STEPS_PER_REPORT,
+            &self.steps_per_report().to_le_bytes(),
+        );
         let credit = (u64::from(self.pages_per_second) << 32) / TICKS_PER_SECOND;
         put(parameter::CREDIT_PER_TICK, &credit.to_le_bytes());
         let timer_count = TIMER_COUNTS_PER_SECOND / 1000;
         put(parameter::TIMER_COUNT, &timer_count.to_le_bytes());
-        let check_zero_below = if self.starts_zero { 2 * self.pages_per_cpu } else { 0 };
-        put(parameter::CHECK_ZERO_BELOW, &check_zero_below.to_le_bytes());
         for cpu in 0..self.cpus {
             let at = parameter::CPU_ENTRIES + u64::from(cpu) * parameter::ENTRY_LEN;
-            let (base, hole_at, hole_len) = self.part(cpu);
-            put(at + entry::BASE, &base.to_le_bytes());
-            put(at + entry::HOLE_AT, &hole_at.to_le_bytes());
-            put(at + entry::HOLE_LEN, &hole_len.to_le_bytes());
-            put(at + entry::STAMP_BASE, &Self::stamp(cpu, 0).to_le_bytes());
+            let part_end = (u64::from(cpu) + 1) * self.pages_per_cpu;
+            put(at + entry::PART_END, &self.write_address(part_end).to_le_bytes());
+            put(at + entry::FIRST_STAMP, &Self::stamp(cpu, 0).to_le_bytes());
             put(at + entry::ROUND_SEED, &self.round_seed(cpu).to_le_bytes());
             put(at + entry::SOURCE_FACTOR, &self.source_factor(cpu).to_le_bytes());
+            if self.starts_zero {
+                let second_round = Self::stamp(cpu, 2 * self.pages_per_cpu);
+                put(at + entry::MAY_BE_ZERO_BELOW, &second_round.to_le_bytes());
+            }
         }
         for (number, Stride { stride, inverse }) in (0..).zip(self.strides()) {
             put(parameter::STRIDES + number * 16, &stride.to_le_bytes());
@@ -218,10 +259,15 @@ impl Parameters {
         let u64_at = |at: u64| u64::from_le_bytes(*page[index(at)..].first_chunk().expect("within the page"));
         let u32_at = |at: u64| u32::from_le_bytes(*page[index(at)..].first_chunk().expect("within the page"));
         if u64_at(parameter::MAGIC) != MAGIC {
-            return Err(OracleError::NoGuest { gpa: layout::PARAMETERS });
+            return Err(OracleError::NoGuest {
+                gpa: layout::PARAMETERS,
+            });
         }
         if u32_at(parameter::VERSION) != VERSION {
-            return Err(OracleError::Version { found: u32_at(parameter::VERSION), known: VERSION });
+            return Err(OracleError::Version {
+                found: u32_at(parameter::VERSION),
+                known: VERSION,
+            });
         }
         let parameters = Self {
             seed: u64_at(parameter::SEED),
@@ -230,30 +276,44 @@ impl Parameters {
             low_pages: u64_at(parameter::LOW_PAGES),
             high_address: u64_at(parameter::HIGH_ADDRESS),
             words_per_step: u32_at(parameter::WORDS_AFTER_STAMP).saturating_add(1),
-            incompressible_below: u32_at(parameter::INCOMPRESSIBLE_BELOW),
+            incompressible_percent: page[index(parameter::INCOMPRESSIBLE_PERCENT)],
             pages_per_second: u32_at(parameter::PAGES_PER_SECOND),
             starts_zero: u32_at(parameter::FLAGS) & parameter::FLAG_STARTS_ZERO != 0,
         };
-        let most_pages = layout::MAX_ADDRESS / PAGE_SIZE;
+        let most_pages = MAX_WORKING_SET / PAGE_SIZE;
         let plausible = (1..=MAX_CPUS).contains(&parameters.cpus)
             && (1..=WORDS_PER_PAGE).contains(&parameters.words_per_step)
             && (1..=most_pages).contains(&parameters.pages_per_cpu)
+            && parameters.working_set_pages() <= most_pages
             && parameters.low_pages <= most_pages
-            && parameters.high_address <= layout::MAX_ADDRESS
-            && (parameters.working_set_pages() <= parameters.low_pages
-                || parameters.high_address >= WORKING_SET + parameters.low_pages * PAGE_SIZE)
-            && parameters.pages_per_second <= MAX_PAGES_PER_SECOND
-            && parameters.mapped_end() <= layout::MAX_ADDRESS;
+            && parameters.high_address <= MAX_ADDRESS
+            && parameters.incompressible_percent <= 100
+            && parameters.pages_per_second <= MAX_PAGES_PER_SECOND;
         if !plausible || parameters.encode() != *page {
-            return Err(OracleError::Parameters { gpa: layout::PARAMETERS });
+            return Err(OracleError::Parameters {
+                gpa: layout::PARAMETERS,
+            });
         }
         Ok(parameters)
     }
 
     fn flags(&self) -> u32 {
-        let paced = if self.pages_per_second > 0 { parameter::FLAG_PACED } else { 0 };
-        let starts_zero = if self.starts_zero { parameter::FLAG_STARTS_ZERO } else { 0 };
+        let paced = if self.pages_per_second > 0 {
+            parameter::FLAG_PACED
+        } else {
+            0
+        };
+        let starts_zero = if self.starts_zero {
+            parameter::FLAG_STARTS_ZERO
+        } else {
+            0
+        };
         paced | starts_zero
+    }
+
+    /// Events are rare enough to cost little, and frequent enough for gaps of a millisecond to show.
+    fn steps_per_event(&self) -> u32 {
+        (WORDS_PER_EVENT / (self.words_per_step + 3)).max(1)
     }
 
     /// Progress lines come about every two seconds from a paced vCPU.
@@ -261,19 +321,6 @@ impl Parameters {
         match self.pages_per_second {
             0 => STEPS_PER_REPORT,
             rate => STEPS_PER_REPORT.min(u64::from(rate) * 2),
-        }
-    }
-
-    /// Returns where the part of a vCPU starts (with the write offset), and the hole in it.
-    fn part(&self, cpu: u32) -> (u64, u64, u64) {
-        let first = u64::from(cpu) * self.pages_per_cpu;
-        let base = self.page_address(first) + self.write_offset();
-        match self.low_pages.checked_sub(first) {
-            Some(low @ 1..) if low < self.pages_per_cpu => {
-                let hole_len = self.high_address - (WORKING_SET + self.low_pages * PAGE_SIZE);
-                (base, low * PAGE_SIZE, hole_len)
-            }
-            _ => (base, u64::MAX, 0),
         }
     }
 }

@@ -2,16 +2,17 @@
 # loader to guest address {code}; it addresses itself by differences of labels, so it needs no
 # relocation. Names in braces are numbers of layout.rs and sequence.rs.
 #
-# Every CPU:  rbx  its record in the parameter page      r11  stride of this round, bytes
-#             rbp  its own page (mailbox, stack)         r12  page to write, bytes into its part
-#             rdx  bytes in its part                     r13  its number, shifted to the stamp's top
-#             r8   advance of r9 at each step            r14  steps until the next event
-#             r9   stamp that the page should hold       r15  step: the next, or the one being done
-#             r10  first stamp of this round
+# While a CPU steps:
+#   rax  bytes of its part                    r10  first stamp of this round
+#   rbx  factor that hashes the step          r11  stride of this round, bytes
+#   rcx, rsi, rdi  of the copy                r12  where to write, counted back from rdx
+#   rdx  end of its part                      r13  words of a step after the stamp
+#   rbp  its own page (mailbox, stack)        r14  steps until the next event
+#   r8   advance of r9 at each step           r15  stamp: the number of this CPU in the top byte,
+#   r9   stamp that the page should hold           below it the step, the next or the one being done
 #
-# The step is complete once r15 has been advanced. The host derives the bytes written by an
-# unfinished step from rip and rcx, so nothing but the two instructions at `stamp` and `copy` may
-# write to the working set.
+# A step is complete once r15 has been advanced. The host derives what an unfinished step has written
+# from rip and rcx, so only the two instructions at `stamp` and `copy` may write to the working set.
 
     .pushsection .rodata.vmsnap_guest, "a", @progbits
     .balign 16
@@ -54,17 +55,19 @@ vmsnap_guest_start:
     shrl    $24, %ebp
     cmpl    {parameters} + {p_cpus}, %ebp
     jae     .Lguest_halt
-    movl    %ebp, %ebx
+    imull   ${entry_len}, %ebp, %ebx
+    addl    ${parameters} + {p_cpu_entries}, %ebx
     shll    $12, %ebp
     addl    ${cpu_pages}, %ebp
-    imull   ${entry_len}, %ebx, %ebx
-    addl    ${parameters} + {p_cpu_entries}, %ebx
     leaq    {page_size}(%rbp), %rsp
-    movq    {e_stamp_base}(%rbx), %r13
-    movq    {parameters} + {p_pages_per_cpu}, %r15
+    movq    {e_first_stamp}(%rbx), %r15
+    addq    {parameters} + {p_pages_per_cpu}, %r15
 
-# From here to the end of the program r15 is valid.
+# From here to the end of the program r15 and rbp are valid.
 .Lguest_workload:
+    movq    %rbx, {m_entry}(%rbp)
+    movq    {e_source_factor}(%rbx), %rbx
+    movl    {parameters} + {p_words_after_stamp}, %r13d
     lidt    .Lguest_idt_pointer(%rip)
     movl    $0x100 | {spurious_vector}, 0xf0(%rax)  # switch the local APIC on
     cmpl    ${cpu_pages}, %ebp
@@ -110,9 +113,12 @@ vmsnap_guest_start:
     orq     %rdx, %rax
     movq    %rax, {m_tsc}(%rbp)
 
-# A round begins: r15 is a multiple of the pages of this part.
+# A round begins: the step is a multiple of the pages of this part. A stamp of the round before is
+# r10 minus a number from 1 to those pages.
 .Lguest_round:
+    movq    {m_entry}(%rbp), %rsi
     movq    %r15, %rax
+    subq    {e_first_stamp}(%rsi), %rax
     xorl    %edx, %edx
     divq    {parameters} + {p_pages_per_cpu}
     movq    %rax, %rdi
@@ -134,11 +140,12 @@ vmsnap_guest_start:
 .Lguest_ahead:
     mulq    %rcx
     divq    {parameters} + {p_pages_per_cpu}
-    leaq    (%r15, %r13), %r10
+    movq    %r15, %r10
     leaq    (%r10, %rdx), %r9
     movq    {parameters} + {p_pages_per_cpu}, %rax
     subq    %rax, %r9
     movq    %rax, {m_round_left}(%rbp)
+    subq    %rax, %r12
     shlq    $12, %r11
     shlq    $12, %r12
 
@@ -171,39 +178,30 @@ vmsnap_guest_start:
     movq    %rcx, {m_round_left}(%rbp)
     subq    %r14, %rax
     movq    %rax, {m_burst_left}(%rbp)
-    movq    {parameters} + {p_bytes_per_cpu}, %rdx
+    movq    {m_entry}(%rbp), %rdx
+    movq    {e_part_end}(%rdx), %rdx
+    movq    {parameters} + {p_bytes_per_cpu}, %rax
 
 # One step.
 .Lguest_step:
-    movq    %r12, %rdi
-    cmpq    {e_hole_at}(%rbx), %rdi
-    jae     .Lguest_above_hole
-.Lguest_addressed:
-    addq    {e_base}(%rbx), %rdi
-    cmpq    %r9, (%rdi)
+    cmpq    %r9, (%rdx, %r12)
     jne     .Lguest_other_stamp
 .Lguest_checked:
-    movq    %r15, %rax
-    imulq   {e_source_factor}(%rbx), %rax
-    movq    %rax, %rsi
+    movq    %r15, %rsi
+    imulq   %rbx, %rsi
     shrq    ${source_shift}, %rsi
-    cmpl    {parameters} + {p_incompressible_below}, %eax
-    jb      .Lguest_source
-    addl    ${table_half} >> 3, %esi
-.Lguest_source:
     leaq    {table}(, %rsi, 8), %rsi
-    movl    {parameters} + {p_words_after_stamp}, %ecx
-    leaq    (%r15, %r13), %rax
+    leaq    8(%rdx, %r12), %rdi
+    movl    %r13d, %ecx
 .Lguest_stamp:
-    stosq
+    movq    %r15, (%rdx, %r12)
 .Lguest_copy:
     rep movsq
 .Lguest_advance:
     incq    %r15
     addq    %r11, %r12
-    cmpq    %rdx, %r12
-    jb      .Lguest_page_chosen
-    subq    %rdx, %r12
+    jnc     .Lguest_page_chosen
+    subq    %rax, %r12
 .Lguest_page_chosen:
     addq    %r8, %r9
     cmpq    %r10, %r9
@@ -234,10 +232,6 @@ vmsnap_guest_start:
     jne     .Lguest_budget
     jmp     .Lguest_round
 
-.Lguest_above_hole:
-    addq    {e_hole_len}(%rbx), %rdi
-    jmp     .Lguest_addressed
-
 .Lguest_reset_gap:
     movq    $0, {m_longest_gap}(%rbp)
     movl    $0, {m_reset}(%rbp)
@@ -249,47 +243,52 @@ vmsnap_guest_start:
     call    .Lguest_line_begin
     leaq    .Lguest_text_step(%rip), %rsi
     call    .Lguest_put_text
-    movq    %r15, %rcx
-    call    .Lguest_put_number
+    call    .Lguest_put_step
     call    .Lguest_line_end
     jmp     .Lguest_reported
 
 # The page holds another stamp than r9. Memory that nobody filled holds zero in the first round.
 .Lguest_other_stamp:
-    cmpq    $0, (%rdi)
-    jne     .Lguest_bad
-    cmpq    {parameters} + {p_check_zero_below}, %r15
+    movq    (%rdx, %r12), %rdi
+    testq   %rdi, %rdi
+    jnz     .Lguest_bad
+    movq    {m_entry}(%rbp), %rsi
+    cmpq    {e_may_be_zero_below}(%rsi), %r15
     jb      .Lguest_checked
 .Lguest_bad:
     incq    {m_bad_stamps}(%rbp)
     cmpq    $16, {m_bad_stamps}(%rbp)
     ja      .Lguest_checked
+    pushq   %rdx
     call    .Lguest_line_begin
     leaq    .Lguest_text_bad(%rip), %rsi
     call    .Lguest_put_text
-    movq    %r15, %rcx
-    call    .Lguest_put_number
+    call    .Lguest_put_step
     leaq    .Lguest_text_address(%rip), %rsi
     call    .Lguest_put_text
-    movq    %rdi, %rcx
+    popq    %rcx
+    addq    %r12, %rcx
     call    .Lguest_put_number
     leaq    .Lguest_text_found(%rip), %rsi
     call    .Lguest_put_text
-    movq    (%rdi), %rcx
+    movq    %rdi, %rcx
     call    .Lguest_put_number
     leaq    .Lguest_text_expected(%rip), %rsi
     call    .Lguest_put_text
     movq    %r9, %rcx
     call    .Lguest_put_number
     call    .Lguest_line_end
-    movq    {parameters} + {p_bytes_per_cpu}, %rdx
+    movq    {m_entry}(%rbp), %rdx
+    movq    {e_part_end}(%rdx), %rdx
+    movq    {parameters} + {p_bytes_per_cpu}, %rax
     jmp     .Lguest_checked
 
-# rdi: number of a round -> rcx: address of its stride and inverse, rdx: its first page.
+# rdi: number of a round, rsi: record of this CPU
+# -> rcx: address of the round's stride and inverse, rdx: its first page. Changes rax.
 .Lguest_round_constants:
     movabsq ${round_factor}, %rax
     imulq   %rdi, %rax
-    addq    {e_round_seed}(%rbx), %rax
+    addq    {e_round_seed}(%rsi), %rax
     movq    %rax, %rcx
     shrq    $32, %rcx
     xorq    %rcx, %rax
@@ -318,17 +317,7 @@ vmsnap_guest_start:
     movl    %ebp, %eax
     subl    ${cpu_pages}, %eax
     shrl    $12, %eax
-    movl    $10, %ecx
-    xorl    %edx, %edx
-    divl    %ecx
-    movl    %edx, %ecx
-    testl   %eax, %eax
-    jz      .Lguest_one_digit
-    addl    $'0', %eax
-    call    .Lguest_put
-.Lguest_one_digit:
-    leal    '0'(%rcx), %eax
-    jmp     .Lguest_put
+    jmp     .Lguest_put_decimal
 
 # Ends the line and gives the serial port to the others.
 .Lguest_line_end:
@@ -347,21 +336,45 @@ vmsnap_guest_start:
 .Lguest_put_text_end:
     ret
 
-# rcx: a number, written as 16 hexadecimal digits.
+# The step in r15.
+.Lguest_put_step:
+    movq    %r15, %rax
+    shlq    $8, %rax
+    shrq    $8, %rax
+# rax: a number, written in decimal. Changes rcx, rdx and rsi.
+.Lguest_put_decimal:
+    movl    $10, %ecx
+    xorl    %esi, %esi
+.Lguest_divide:
+    xorl    %edx, %edx
+    divq    %rcx
+    pushq   %rdx
+    incl    %esi
+    testq   %rax, %rax
+    jnz     .Lguest_divide
+.Lguest_put_digits:
+    popq    %rax
+    addl    $'0', %eax
+    call    .Lguest_put
+    decl    %esi
+    jnz     .Lguest_put_digits
+    ret
+
+# rcx: a number, written as 16 hexadecimal digits. Changes rax, rdx and rsi.
 .Lguest_put_number:
     movl    $16, %esi
-.Lguest_put_digit:
+.Lguest_put_nibble:
     rolq    $4, %rcx
     movl    %ecx, %eax
     andl    $15, %eax
     cmpl    $10, %eax
-    jb      .Lguest_put_decimal
+    jb      .Lguest_nibble_below_ten
     addl    $'a' - '0' - 10, %eax
-.Lguest_put_decimal:
+.Lguest_nibble_below_ten:
     addl    $'0', %eax
     call    .Lguest_put
     decl    %esi
-    jnz     .Lguest_put_digit
+    jnz     .Lguest_put_nibble
     ret
 
 # al: one byte for the serial port; waits until the port takes it. Changes rax and rdx.

@@ -1,7 +1,10 @@
 //! The assembled guest program as bytes, with the offsets of the instructions that the host must know.
 //!
 //! The program is assembled with this crate into read-only data; it is never run in this process.
-#![expect(unsafe_code, reason = "the assembler's output can only be reached through extern statics")]
+#![expect(
+    unsafe_code,
+    reason = "the assembler's output can only be reached through extern statics"
+)]
 
 use std::ptr;
 
@@ -17,7 +20,6 @@ std::arch::global_asm!(
     page_size = const layout::PAGE_SIZE,
     pml4 = const layout::PML4,
     table = const layout::TABLE,
-    table_half = const layout::TABLE_HALF,
     source_shift = const layout::SOURCE_SHIFT,
     trampoline = const layout::TRAMPOLINE,
     lapic = const layout::LAPIC,
@@ -30,23 +32,20 @@ std::arch::global_asm!(
     p_pages_per_cpu = const parameter::PAGES_PER_CPU,
     p_bytes_per_cpu = const parameter::BYTES_PER_CPU,
     p_words_after_stamp = const parameter::WORDS_AFTER_STAMP,
-    p_incompressible_below = const parameter::INCOMPRESSIBLE_BELOW,
     p_flags = const parameter::FLAGS,
     p_credit_per_tick = const parameter::CREDIT_PER_TICK,
     p_timer_count = const parameter::TIMER_COUNT,
     p_steps_per_event = const parameter::STEPS_PER_EVENT,
     p_steps_per_report = const parameter::STEPS_PER_REPORT,
-    p_check_zero_below = const parameter::CHECK_ZERO_BELOW,
     p_cpu_entries = const parameter::CPU_ENTRIES,
     p_strides = const parameter::STRIDES,
     entry_len = const parameter::ENTRY_LEN,
     flag_paced = const parameter::FLAG_PACED,
-    e_base = const entry::BASE,
-    e_hole_at = const entry::HOLE_AT,
-    e_hole_len = const entry::HOLE_LEN,
-    e_stamp_base = const entry::STAMP_BASE,
+    e_part_end = const entry::PART_END,
+    e_first_stamp = const entry::FIRST_STAMP,
     e_round_seed = const entry::ROUND_SEED,
     e_source_factor = const entry::SOURCE_FACTOR,
+    e_may_be_zero_below = const entry::MAY_BE_ZERO_BELOW,
     m_step = const mailbox::STEP,
     m_tsc = const mailbox::TSC,
     m_longest_gap = const mailbox::LONGEST_GAP,
@@ -57,6 +56,7 @@ std::arch::global_asm!(
     m_burst_left = const mailbox::BURST_LEFT,
     m_credit = const mailbox::CREDIT,
     m_serial_lock = const mailbox::SERIAL_LOCK,
+    m_entry = const mailbox::ENTRY,
     options(att_syntax)
 );
 
@@ -108,6 +108,26 @@ pub(crate) fn program() -> &'static [u8] {
 pub(crate) fn labels() -> Labels {
     // SAFETY: the label starts nine aligned words of initialised read-only data.
     let offsets = unsafe { vmsnap_guest_labels };
-    let [workload, stamp, copy, advance, tick, spurious, stubs, trampoline, trampoline_end] = offsets;
-    Labels { workload, stamp, copy, advance, tick, spurious, stubs, trampoline, trampoline_end }
+    let [
+        workload,
+        stamp,
+        copy,
+        advance,
+        tick,
+        spurious,
+        stubs,
+        trampoline,
+        trampoline_end,
+    ] = offsets;
+    Labels {
+        workload,
+        stamp,
+        copy,
+        advance,
+        tick,
+        spurious,
+        stubs,
+        trampoline,
+        trampoline_end,
+    }
 }

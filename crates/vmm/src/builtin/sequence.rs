@@ -30,7 +30,10 @@ pub(crate) struct Stride {
 
 /// Chooses the strides for parts of `pages` pages, which must be 1 to 2^32.
 pub(crate) fn strides(seed: u64, pages: u64) -> [Stride; STRIDES] {
-    assert!((1..=1 << 32).contains(&pages), "products of page numbers fit in 64 bits");
+    assert!(
+        (1..=1 << 32).contains(&pages),
+        "products of page numbers fit in 64 bits"
+    );
     let mut candidate = mix(seed ^ pages);
     std::array::from_fn(|_| {
         loop {
@@ -89,7 +92,12 @@ impl Position {
         let number = step / pages;
         assert!(number >= 1, "the guest begins with round 1");
         let round = |number| round(strides, pages, round_seed, number);
-        Self { step, pages, current: round(number), previous: round(number - 1) }
+        Self {
+            step,
+            pages,
+            current: round(number),
+            previous: round(number - 1),
+        }
     }
 
     /// Returns the page that the current step writes.
@@ -116,7 +124,11 @@ fn round(strides: &[Stride; STRIDES], pages: u64, round_seed: u64, number: u64) 
     let hash = (hash ^ (hash >> 32)).wrapping_mul(MIX_FACTOR);
     let choice = usize::try_from((hash ^ (hash >> 32)) % STRIDES as u64).expect("below 32");
     let first = u64::try_from((u128::from(hash) * u128::from(pages)) >> 64).expect("below the pages");
-    Round { first, stride: strides[choice], pages }
+    Round {
+        first,
+        stride: strides[choice],
+        pages,
+    }
 }
 
 #[cfg(test)]
@@ -134,7 +146,11 @@ mod tests {
                 let mut seen: Vec<u64> = (0..pages).map(|position| round.page(position)).collect();
                 assert!((0..pages).all(|position| round.position(round.page(position)) == position));
                 seen.sort_unstable();
-                assert_eq!(seen, (0..pages).collect::<Vec<_>>(), "{pages} pages, round {number}");
+                assert_eq!(
+                    seen,
+                    (0..pages).collect::<Vec<_>>(),
+                    "{pages} pages, round {number}"
+                );
             }
         }
     }

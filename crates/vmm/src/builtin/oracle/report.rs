@@ -77,18 +77,41 @@ impl Mismatch {
     /// Finds the first difference of two pages that differ.
     pub(super) fn new(gpa: u64, kind: PageKind, expected: &[u8], found: &[u8]) -> Self {
         let words = |page: &[u8]| -> Vec<u64> {
-            page.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect()
+            page.as_chunks()
+                .0
+                .iter()
+                .map(|word| u64::from_le_bytes(*word))
+                .collect()
         };
         let (expected, found) = (words(expected), words(found));
-        let at = expected.iter().zip(&found).position(|(a, b)| a != b).expect("the pages differ");
-        Self { gpa, offset: at * 8, expected: expected[at], found: found[at], kind }
+        let at = expected
+            .iter()
+            .zip(&found)
+            .position(|(a, b)| a != b)
+            .expect("the pages differ");
+        Self {
+            gpa,
+            offset: at * 8,
+            expected: expected[at],
+            found: found[at],
+            kind,
+        }
     }
 }
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { gpa, offset, expected, found, kind } = self;
-        write!(f, "page {gpa:#x}: word at offset {offset:#x} is {found:#018x}, must be {expected:#018x}")?;
+        let Self {
+            gpa,
+            offset,
+            expected,
+            found,
+            kind,
+        } = self;
+        write!(
+            f,
+            "page {gpa:#x}: word at offset {offset:#x} is {found:#018x}, must be {expected:#018x}"
+        )?;
         match kind {
             PageKind::Control => write!(f, " (control area)"),
             PageKind::WorkingSet { cpu, step } => write!(f, " (last written by vCPU {cpu} at step {step})"),
