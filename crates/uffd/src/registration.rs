@@ -114,11 +114,12 @@ impl<M: MappedRange> Registration<M> {
     /// [`Error::Range`] or [`Error::Call`].
     pub fn unprotect(&self, bytes: Range<usize>, wake: bool) -> Result<()> {
         let (address, len) = self.locate(&bytes)?;
-        retry("UFFDIO_WRITEPROTECT (lift)", address, len, || {
+        let lifted = retry("UFFDIO_WRITEPROTECT (lift)", address, len, || {
             self.uffd
                 .inner()
                 .remove_write_protection(address as *mut libc::c_void, len, wake)
-        })
+        });
+        lifted.or_else(|error| self.unless_given_back(error))
     }
 
     /// Like [`Registration::unprotect`] with a wake-up, but does not repeat: `false` means that the kernel
@@ -136,7 +137,10 @@ impl<M: MappedRange> Registration<M> {
             Ok(()) => Ok(true),
             Err(error) => match to_io(error) {
                 again if is_again(&again) => Ok(false),
-                other => Err(Error::call("UFFDIO_WRITEPROTECT (lift)", address, len, other)),
+                other => {
+                    let error = Error::call("UFFDIO_WRITEPROTECT (lift)", address, len, other);
+                    self.unless_given_back(error).map(|()| true)
+                }
             },
         }
     }
@@ -215,7 +219,8 @@ impl<M: MappedRange> Registration<M> {
 
     /// Gives the range back: protection lifted, waiters woken, the userfaultfd no longer concerned.
     ///
-    /// Happens once; later calls and the drop do nothing. Goes on past a piece that fails.
+    /// Happens once; later calls and the drop do nothing. Goes on past a piece that fails. Lifting the
+    /// protection of what has been given back, as a late fault may make another thread do, succeeds.
     ///
     /// # Errors
     /// [`Error::Call`] for the first piece that failed.
@@ -237,6 +242,15 @@ impl<M: MappedRange> Registration<M> {
             }));
         }
         outcome
+    }
+
+    /// A lift may fail only while the range is registered: giving it back lifts and wakes by itself.
+    fn unless_given_back(&self, error: Error) -> Result<()> {
+        if self.active.load(Ordering::Acquire) {
+            Err(error)
+        } else {
+            Ok(())
+        }
     }
 
     fn start(&self) -> usize {

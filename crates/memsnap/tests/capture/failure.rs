@@ -8,7 +8,7 @@ use memsnap::{Capture, CaptureControl, CaptureOptions, CapturePhase, Error, Pres
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::guest::{Backing, MIB, Writers, arm_and_freeze, assert_free, can_capture, layout};
-use crate::guest::{populate, two_regions};
+use crate::guest::{populate, two_regions, wait_for_fault};
 use crate::sink::{Behaviour, MemorySink};
 
 const CHUNK: u32 = 16 << 10;
@@ -155,9 +155,7 @@ fn a_capture_dropped_in_any_phase_leaves_the_memory_free() {
     drop(capture);
     writers.wait_for_progress();
     let (capture, _) = arm_and_freeze(&memory, &writers, CHUNK, patient());
-    while capture.control().progress().faults == 0 {
-        std::thread::yield_now();
-    }
+    wait_for_fault(&capture);
     drop(capture);
     writers.wait_for_progress();
     writers.end();

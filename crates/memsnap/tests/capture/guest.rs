@@ -212,6 +212,13 @@ pub fn arm_and_freeze(
     (capture, expected)
 }
 
+/// Returns once a write has met the protection of `capture`, which must be frozen.
+pub fn wait_for_fault(capture: &Capture) {
+    while capture.control().progress().faults == 0 {
+        thread::yield_now();
+    }
+}
+
 /// Fails unless the memory is as free as if there had been no capture: every page writable at once, no
 /// protection bit left, no range registered.
 pub fn assert_free(memory: &GuestMemoryMmap<()>) {
