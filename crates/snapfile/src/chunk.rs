@@ -1,6 +1,11 @@
-//! What a chunk is stored as.
+//! What a chunk is stored as (spec 8): kinds, index entries and extents records.
+//!
+//! The checks here need nothing but the record itself and the number of chunks; what a record
+//! says about other places of the file is checked where those are read.
 
 use crate::digest::Digest;
+use crate::format::{ExtentRecord, HEADER_LEN, IndexEntry};
+use crate::memory_map::ChunkNumber;
 
 /// Compression of chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +47,55 @@ pub enum ChunkKind {
     Parent,
 }
 
+impl ChunkKind {
+    /// All kinds in the order of their codes.
+    pub const ALL: [Self; 7] = [
+        Self::Zero,
+        Self::Fill,
+        Self::Raw,
+        Self::Zstd,
+        Self::Lz4,
+        Self::Duplicate,
+        Self::Parent,
+    ];
+
+    /// Returns the kind with that code (spec 8.3).
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+
+    /// Returns the code (spec 8.3).
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Zero => 0,
+            Self::Fill => 1,
+            Self::Raw => 2,
+            Self::Zstd => 3,
+            Self::Lz4 => 4,
+            Self::Duplicate => 5,
+            Self::Parent => 6,
+        }
+    }
+
+    /// Returns whether the chunk has a data frame of its own.
+    pub fn is_data(self) -> bool {
+        matches!(self, Self::Raw | Self::Zstd | Self::Lz4)
+    }
+
+    /// Returns the kind's name in the specification.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zero => "zero",
+            Self::Fill => "fill",
+            Self::Raw => "raw",
+            Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
+            Self::Duplicate => "duplicate",
+            Self::Parent => "parent",
+        }
+    }
+}
+
 /// Where a chunk is and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkEntry {
@@ -53,6 +107,115 @@ pub struct ChunkEntry {
     pub stored_len: u32,
     /// Digest of the plain content.
     pub digest: Digest,
+}
+
+impl ChunkEntry {
+    /// Makes the entry of a chunk that needs no more than a kind, a value and a digest.
+    pub(crate) fn without_data(kind: ChunkKind, value: u64, digest: Digest) -> Self {
+        Self {
+            kind,
+            location: value,
+            stored_len: 0,
+            digest,
+        }
+    }
+
+    /// Decodes an index entry; `Err` names the field that breaks a rule (spec 9.2, 9.4).
+    ///
+    /// The digest of a zero chunk is left as it is in the file, that is zero.
+    pub(crate) fn from_index(raw: &IndexEntry, chunk_count: u64) -> Result<Self, &'static str> {
+        let kind = ChunkKind::from_code(raw.kind).ok_or("kind")?;
+        let entry = Self {
+            kind,
+            location: raw.location,
+            stored_len: raw.stored_len,
+            digest: Digest(raw.digest),
+        };
+        entry.check_value(chunk_count)?;
+        if entry.kind.is_data() == (entry.stored_len == 0) {
+            return Err("stored length");
+        }
+        Ok(entry)
+    }
+
+    /// Encodes the index entry.
+    pub(crate) fn to_index(self) -> IndexEntry {
+        let digest = if self.kind == ChunkKind::Zero {
+            Digest::NONE
+        } else {
+            self.digest
+        };
+        IndexEntry {
+            location: self.location,
+            stored_len: self.stored_len,
+            kind: self.kind.code(),
+            reserved: [0; 3],
+            digest: digest.0,
+        }
+    }
+
+    /// Checks location and digest by the kind.
+    fn check_value(&self, chunk_count: u64) -> Result<(), &'static str> {
+        let valid = match self.kind {
+            ChunkKind::Zero | ChunkKind::Parent => self.location == 0,
+            ChunkKind::Fill => self.location != 0,
+            ChunkKind::Raw | ChunkKind::Zstd | ChunkKind::Lz4 => {
+                self.location >= HEADER_LEN as u64 && self.location % 8 == 0
+            }
+            ChunkKind::Duplicate => self.location < chunk_count,
+        };
+        if !valid {
+            return Err("location");
+        }
+        if self.kind == ChunkKind::Zero && self.digest != Digest::NONE {
+            return Err("digest");
+        }
+        Ok(())
+    }
+}
+
+/// A run of chunks described by one record of an extents frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// The first chunk.
+    pub(crate) first: ChunkNumber,
+    /// How many chunks; 1 unless they are zero.
+    pub(crate) count: u64,
+    /// What each of them is.
+    pub(crate) entry: ChunkEntry,
+}
+
+impl Extent {
+    /// Decodes a record; `Err` names the field that breaks a rule (spec 8.7).
+    pub(crate) fn from_record(raw: &ExtentRecord, chunk_count: u64) -> Result<Self, &'static str> {
+        let kind = ChunkKind::from_code(raw.kind)
+            .filter(|kind| !kind.is_data())
+            .ok_or("kind")?;
+        let entry = ChunkEntry::without_data(kind, raw.value, Digest(raw.digest));
+        entry.check_value(chunk_count)?;
+        let end = raw.first_chunk.checked_add(raw.count).ok_or("count")?;
+        if raw.count == 0 || (raw.count > 1 && kind != ChunkKind::Zero) || end > chunk_count {
+            return Err("count");
+        }
+        Ok(Self {
+            first: ChunkNumber(raw.first_chunk),
+            count: raw.count,
+            entry,
+        })
+    }
+
+    /// Encodes the record.
+    pub(crate) fn to_record(self) -> ExtentRecord {
+        let index = self.entry.to_index();
+        ExtentRecord {
+            first_chunk: self.first.0,
+            count: self.count,
+            kind: index.kind,
+            reserved: [0; 7],
+            value: index.location,
+            digest: index.digest,
+        }
+    }
 }
 
 /// Chunks by kind.
@@ -72,4 +235,170 @@ pub struct ChunkCounts {
     pub duplicate: u64,
     /// Chunks equal to the parent's.
     pub parent: u64,
+}
+
+impl ChunkCounts {
+    /// Adds `count` chunks of a kind.
+    pub fn add(&mut self, kind: ChunkKind, count: u64) {
+        let of_kind = match kind {
+            ChunkKind::Zero => &mut self.zero,
+            ChunkKind::Fill => &mut self.fill,
+            ChunkKind::Raw => &mut self.raw,
+            ChunkKind::Zstd => &mut self.zstd,
+            ChunkKind::Lz4 => &mut self.lz4,
+            ChunkKind::Duplicate => &mut self.duplicate,
+            ChunkKind::Parent => &mut self.parent,
+        };
+        *of_kind = of_kind.saturating_add(count);
+    }
+
+    /// Returns the chunks of a kind.
+    pub fn of(&self, kind: ChunkKind) -> u64 {
+        match kind {
+            ChunkKind::Zero => self.zero,
+            ChunkKind::Fill => self.fill,
+            ChunkKind::Raw => self.raw,
+            ChunkKind::Zstd => self.zstd,
+            ChunkKind::Lz4 => self.lz4,
+            ChunkKind::Duplicate => self.duplicate,
+            ChunkKind::Parent => self.parent,
+        }
+    }
+
+    /// Returns the chunks of all kinds.
+    pub fn total(&self) -> u64 {
+        ChunkKind::ALL
+            .iter()
+            .fold(0, |sum: u64, kind| sum.saturating_add(self.of(*kind)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_equal_the_table_of_the_specification() {
+        let spec = include_str!("../../../fmt-spec/snapfile-v1.md");
+        for kind in ChunkKind::ALL {
+            assert!(
+                spec.contains(&format!("| {} | {} |", kind.code(), kind.name())),
+                "{kind:?}"
+            );
+            assert_eq!(ChunkKind::from_code(kind.code()), Some(kind));
+        }
+        assert_eq!(ChunkKind::from_code(7), None);
+    }
+
+    #[test]
+    fn index_entries_that_break_a_rule_are_refused_by_field() {
+        let data = IndexEntry {
+            location: 4096,
+            stored_len: 9,
+            kind: 3,
+            reserved: [0; 3],
+            digest: [1; 32],
+        };
+        assert!(ChunkEntry::from_index(&data, 4).is_ok());
+        let refused = [
+            (IndexEntry { kind: 7, ..data }, "kind"),
+            (
+                IndexEntry {
+                    location: 4088,
+                    ..data
+                },
+                "location",
+            ),
+            (
+                IndexEntry {
+                    location: 4100,
+                    ..data
+                },
+                "location",
+            ),
+            (
+                IndexEntry {
+                    stored_len: 0,
+                    ..data
+                },
+                "stored length",
+            ),
+            (
+                IndexEntry {
+                    kind: 0,
+                    location: 0,
+                    stored_len: 0,
+                    ..data
+                },
+                "digest",
+            ),
+            (
+                IndexEntry {
+                    kind: 1,
+                    location: 0,
+                    stored_len: 0,
+                    ..data
+                },
+                "location",
+            ),
+            (
+                IndexEntry {
+                    kind: 5,
+                    location: 4,
+                    stored_len: 0,
+                    ..data
+                },
+                "location",
+            ),
+            (
+                IndexEntry {
+                    kind: 6,
+                    location: 0,
+                    stored_len: 1,
+                    ..data
+                },
+                "stored length",
+            ),
+        ];
+        for (raw, field) in refused {
+            assert_eq!(ChunkEntry::from_index(&raw, 4), Err(field), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn extents_that_break_a_rule_are_refused_by_field() {
+        let zero = ExtentRecord {
+            first_chunk: 1,
+            count: 3,
+            kind: 0,
+            reserved: [0; 7],
+            value: 0,
+            digest: [0; 32],
+        };
+        assert!(Extent::from_record(&zero, 4).is_ok());
+        let refused = [
+            (ExtentRecord { count: 0, ..zero }, "count"),
+            (ExtentRecord { count: 4, ..zero }, "count"),
+            (
+                ExtentRecord {
+                    count: u64::MAX,
+                    ..zero
+                },
+                "count",
+            ),
+            (ExtentRecord { kind: 3, ..zero }, "kind"),
+            (
+                ExtentRecord {
+                    kind: 1,
+                    value: 5,
+                    ..zero
+                },
+                "count",
+            ),
+            (ExtentRecord { value: 5, ..zero }, "location"),
+        ];
+        for (raw, field) in refused {
+            assert_eq!(Extent::from_record(&raw, 4), Err(field), "{raw:?}");
+        }
+    }
 }

@@ -6,8 +6,9 @@
 //! them has to be stored. The encoding of the map in the file is in `section`.
 
 use std::fmt;
+use std::ops::Range;
 
-use crate::error::{Error, LimitExceeded, Result, Usage};
+use crate::error::{Error, GuestRanges, LimitExceeded, Result, Usage};
 use crate::limits;
 
 /// Bytes in a guest page; every region begins and ends on a multiple of it.
@@ -63,10 +64,7 @@ impl MemoryMap {
             total = total.saturating_add(region.len_bytes);
         }
         if regions.is_empty() {
-            return Err(Error::Usage(Usage::MemoryRegion {
-                guest_address: 0,
-                len_bytes: 0,
-            }));
+            return Err(Error::Usage(Usage::NoRegions));
         }
         LimitExceeded::check("guest memory bytes", total, limits::MAX_MEMORY_BYTES)?;
         Ok(Self { regions })
@@ -184,6 +182,11 @@ impl ChunkLayout {
         self.chunk_size
     }
 
+    /// Returns the bytes of guest memory in all regions.
+    pub fn memory_bytes(&self) -> u64 {
+        self.regions.iter().map(|chunks| chunks.region.len_bytes).sum()
+    }
+
     /// Returns the guest memory that `chunk` covers, or `None` past the last chunk.
     pub fn chunk(&self, chunk: ChunkNumber) -> Option<ChunkRange> {
         if chunk.0 >= self.chunk_count {
@@ -213,8 +216,40 @@ impl ChunkLayout {
         (offset < region.len_bytes).then(|| ChunkNumber(first_chunk + (offset >> self.chunk_size.log2())))
     }
 
+    /// Returns, for every region, the number after its last chunk.
+    pub(crate) fn region_ends(&self) -> impl Iterator<Item = u64> {
+        let next = self.regions.iter().skip(1).map(|region| region.first_chunk);
+        next.chain(std::iter::once(self.chunk_count))
+    }
+
+    /// Returns how many chunks `chunk` is from the start of its region.
+    pub(crate) fn chunk_in_region(&self, chunk: ChunkNumber) -> u64 {
+        let after = self
+            .regions
+            .partition_point(|region| region.first_chunk <= chunk.0);
+        let region = after.checked_sub(1).and_then(|index| self.regions.get(index));
+        region.map_or(0, |region| chunk.0 - region.first_chunk)
+    }
+
+    /// Returns the guest memory that a run of chunks covers, one range per region.
+    pub fn guest_ranges(&self, chunks: Range<u64>) -> GuestRanges {
+        let mut ranges = Vec::new();
+        for (index, region) in self.regions.iter().enumerate() {
+            let own = self.region_chunks(index);
+            let (start, end) = (own.start.max(chunks.start), own.end.min(chunks.end));
+            if start < end {
+                let address = |chunk: u64| {
+                    let offset = (chunk - own.start) << self.chunk_size.log2();
+                    region.region.guest_address + offset.min(region.region.len_bytes)
+                };
+                ranges.push(address(start)..address(end));
+            }
+        }
+        GuestRanges(ranges)
+    }
+
     /// Returns the numbers of the chunks of one region.
-    pub fn region_chunks(&self, region: usize) -> std::ops::Range<u64> {
+    pub fn region_chunks(&self, region: usize) -> Range<u64> {
         let first = self
             .regions
             .get(region)
@@ -224,5 +259,65 @@ impl ChunkLayout {
             .get(region + 1)
             .map_or(self.chunk_count, |chunks| chunks.first_chunk);
         first..next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(regions: &[(u64, u64)]) -> Result<MemoryMap> {
+        let region = |&(guest_address, len_bytes)| MemoryRegion {
+            guest_address,
+            len_bytes,
+        };
+        MemoryMap::new(regions.iter().map(region).collect())
+    }
+
+    #[test]
+    fn refuses_regions_that_are_empty_unaligned_overlapping_or_out_of_order() {
+        let refused: [&[(u64, u64)]; 7] = [
+            &[],
+            &[(0, 0)],
+            &[(1, 4096)],
+            &[(0, 4097)],
+            &[(0, 8192), (4096, 4096)],
+            &[(8192, 4096), (0, 4096)],
+            &[(u64::MAX - 4095, 4096)],
+        ];
+        for regions in refused {
+            assert!(map(regions).is_err(), "{regions:?}");
+        }
+        assert!(map(&[(0, 4096), (4096, 4096)]).is_ok(), "regions may touch");
+    }
+
+    #[test]
+    fn every_region_starts_a_chunk_and_only_its_last_chunk_is_short() {
+        let map = map(&[(0, 0x5000), (0x10000, 0x4000)]).unwrap();
+        let layout = ChunkLayout::new(&map, ChunkSize::new(0x2000).unwrap());
+        let chunks: Vec<_> = (0..6).map(|n| layout.chunk(ChunkNumber(n))).collect();
+        let range = |region, guest_address, len_bytes| {
+            Some(ChunkRange {
+                region,
+                guest_address,
+                len_bytes,
+            })
+        };
+        assert_eq!(
+            chunks,
+            [
+                range(0, 0, 0x2000),
+                range(0, 0x2000, 0x2000),
+                range(0, 0x4000, 0x1000),
+                range(1, 0x10000, 0x2000),
+                range(1, 0x12000, 0x2000),
+                None
+            ]
+        );
+        assert_eq!(layout.chunk_at(0x4fff), Some(ChunkNumber(2)));
+        assert_eq!(layout.chunk_at(0x5000), None, "in the hole");
+        assert_eq!(layout.chunk_at(0x12345), Some(ChunkNumber(4)));
+        assert_eq!(layout.chunk_in_region(ChunkNumber(4)), 1);
+        assert_eq!(layout.guest_ranges(1..4).0, [0x2000..0x5000, 0x10000..0x12000]);
     }
 }
