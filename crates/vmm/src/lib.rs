@@ -22,12 +22,16 @@
 mod arch;
 pub mod builtin;
 mod config;
+mod crash;
 mod device;
 mod error;
+mod kick;
 mod machine;
 mod memory;
+mod run_control;
 mod run_state;
 mod state;
+mod vcpu;
 
 pub use config::{Backing, Kernel, MachineConfig, SerialOutput};
 pub use device::{Device, DeviceError};

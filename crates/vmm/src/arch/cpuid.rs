@@ -123,6 +123,13 @@ pub(crate) fn signature(leaves: &[CpuidLeaf]) -> (String, u32, u32, u32) {
     )
 }
 
+/// Tells whether this processor shows hardware virtualization: VMX or SVM.
+pub(crate) fn host_has_virtualization() -> bool {
+    let vmx = std::arch::x86_64::__cpuid(1).ecx & (1 << 5) != 0;
+    let svm = std::arch::x86_64::__cpuid(0x8000_0001).ecx & (1 << 2) != 0;
+    vmx || svm
+}
+
 fn is_topology(function: u32) -> bool {
     matches!(function, 0xb | 0x1f)
 }

@@ -127,7 +127,7 @@ const FLAG_WORDS: [FlagWord; 13] = [
         index: 0,
         register: Edx,
         ignored: 0,
-        names: "ts fid vid ttp tm stc 100mhzsteps hwpstate constant_tsc cpb aperfmperf proc_feedback acc_power - - - \
+        names: "ts fid vid ttp thermal_control stc 100mhzsteps hwpstate constant_tsc cpb aperfmperf proc_feedback acc_power - - - \
                 - - - - - - - - - - - - - - - -",
     },
     FlagWord {

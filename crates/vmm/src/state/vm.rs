@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::vm_state::Chips;
 use crate::memory::MemoryRange;
 
 /// What all vCPUs share.
@@ -22,6 +23,35 @@ pub struct VmSection {
     pub pics: [Pic; 2],
     /// The I/O APIC.
     pub ioapic: IoApic,
+}
+
+impl VmSection {
+    pub(crate) fn new(memory: Vec<MemoryRange>, cpus: usize, devices: Vec<String>, chips: Chips) -> Self {
+        let Chips {
+            pit,
+            clock,
+            pics,
+            ioapic,
+        } = chips;
+        Self {
+            memory,
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            devices,
+            pit,
+            clock,
+            pics,
+            ioapic,
+        }
+    }
+
+    pub(crate) fn chips(&self) -> Chips {
+        Chips {
+            pit: self.pit.clone(),
+            clock: self.clock.clone(),
+            pics: self.pics.clone(),
+            ioapic: self.ioapic.clone(),
+        }
+    }
 }
 
 /// The 8254 programmable interval timer.

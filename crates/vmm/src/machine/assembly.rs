@@ -1,0 +1,192 @@
+//! Putting a machine together: what booting and restoring have in common.
+//!
+//! Everything here happens before any vCPU runs, and nothing of it depends on what the guest is or was.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::GuestMemoryMmap;
+
+use crate::arch::cpuid;
+use crate::arch::platform::Capabilities;
+use crate::config::MachineConfig;
+use crate::device::{Bus, DebugConsole, DebugExit, I8042, Serial, SharedDevice};
+use crate::error::{Error, Result};
+use crate::kick;
+use crate::memory::{memory_ranges, ranges_of, register_slots};
+use crate::run_control::RunControl;
+use crate::state::CpuidLeaf;
+use crate::vcpu::{Surroundings, Vcpu};
+
+/// The KVM interface that this crate is written for; it has not changed since 2007.
+const KVM_API_VERSION: i32 = 12;
+/// Pages that KVM on Intel processors without unrestricted guest mode keeps inside the hole below 4 GiB.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+const SERIAL_PORT: u64 = 0x3f8;
+const SERIAL_PORTS: u64 = 8;
+const SERIAL_GSI: u32 = 4;
+const I8042_PORT: u64 = 0x60;
+const I8042_PORTS: u64 = 5;
+const DEBUG_CONSOLE_PORT: u64 = 0xe9;
+const DEBUG_EXIT_PORT: u64 = 0xf4;
+const DEBUG_EXIT_PORTS: u64 = 4;
+
+/// A machine whose vCPUs have neither state nor threads yet.
+pub(super) struct Assembly {
+    pub(super) kvm: Kvm,
+    pub(super) vm: VmFd,
+    pub(super) vcpus: Vec<Arc<Mutex<Vcpu>>>,
+    pub(super) devices: Devices,
+    pub(super) around: Arc<Surroundings>,
+    /// CPUID as KVM supports it on this host.
+    pub(super) supported_cpuid: Vec<CpuidLeaf>,
+}
+
+/// The devices, and direct ways to those that the machine's owner talks to.
+pub(super) struct Devices {
+    /// In the order of the topology.
+    pub(super) topology: Vec<SharedDevice>,
+    pub(super) serial: Arc<Mutex<Serial>>,
+    pub(super) heartbeat: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Assembly {
+    /// Creates the VM, its chips, devices and vCPUs, and gives it its memory.
+    pub(super) fn new(config: &MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
+        config.validate()?;
+        check_memory(config, &memory)?;
+        kick::install_handler()?;
+        let kvm = open_kvm()?;
+        let vm = kvm.create_vm().map_err(|source| Error::Kvm {
+            operation: "KVM_CREATE_VM",
+            source,
+        })?;
+        let capabilities = Capabilities::query(&kvm, &vm)?;
+        create_chips(&vm)?;
+        register_slots(&vm, &memory)?;
+        let (devices, ports) = create_devices(config, &vm)?;
+        let vcpus = (0..config.cpus)
+            .map(|id| create_vcpu(&vm, id))
+            .collect::<Result<_>>()?;
+        let supported_cpuid = cpuid::supported(&kvm)?;
+        let control = RunControl::new();
+        let around = Surroundings {
+            memory,
+            ports,
+            mmio: Bus::default(),
+            capabilities,
+            control,
+        };
+        Ok(Self {
+            kvm,
+            vm,
+            vcpus,
+            devices,
+            around: Arc::new(around),
+            supported_cpuid,
+        })
+    }
+}
+
+impl Devices {
+    /// Returns the names of the devices in topology order.
+    pub(super) fn names(&self) -> Vec<String> {
+        let name = |device: &SharedDevice| lock(device).name().to_owned();
+        self.topology.iter().map(name).collect()
+    }
+}
+
+/// Takes a lock, whatever happened to the thread that held it last: a panic on a vCPU's thread ends the
+/// machine, and its owner must still be able to look at it.
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_kvm() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(|error| Error::KvmUnavailable(error.into()))?;
+    if kvm.get_api_version() != KVM_API_VERSION {
+        return Err(Error::MissingCapability {
+            capability: "API version 12",
+        });
+    }
+    Ok(kvm)
+}
+
+fn check_memory(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<()> {
+    let (wanted, found) = (memory_ranges(config.memory_bytes), ranges_of(memory));
+    if wanted == found {
+        return Ok(());
+    }
+    Err(Error::Topology {
+        part: "memory map",
+        saved: super::list(&wanted),
+        here: super::list(&found),
+    })
+}
+
+fn create_chips(vm: &VmFd) -> Result<()> {
+    let failed = |operation| move |source| Error::Kvm { operation, source };
+    if vm.check_extension(Cap::SetIdentityMapAddr) {
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    }
+    if vm.check_extension(Cap::SetTssAddr) {
+        vm.set_tss_address(TSS_ADDRESS)
+            .map_err(failed("KVM_SET_TSS_ADDR"))?;
+    }
+    vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+    // The dummy speaker port answers the guests that calibrate their clock by it.
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..kvm_pit_config::default()
+    };
+    vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))
+}
+
+fn create_devices(config: &MachineConfig, vm: &VmFd) -> Result<(Devices, Bus)> {
+    let serial = Serial::new(&config.serial)?;
+    vm.register_irqfd(serial.interrupt(), SERIAL_GSI)
+        .map_err(|source| Error::Kvm {
+            operation: "KVM_IRQFD",
+            source,
+        })?;
+    let serial = Arc::new(Mutex::new(serial));
+    let console = DebugConsole::default();
+    let heartbeat = console.counter();
+    let placed: [(u64, u64, SharedDevice); 4] = [
+        (SERIAL_PORT, SERIAL_PORTS, Arc::clone(&serial) as SharedDevice),
+        (I8042_PORT, I8042_PORTS, Arc::new(Mutex::new(I8042::new()))),
+        (DEBUG_CONSOLE_PORT, 1, Arc::new(Mutex::new(console))),
+        (
+            DEBUG_EXIT_PORT,
+            DEBUG_EXIT_PORTS,
+            Arc::new(Mutex::new(DebugExit::default())),
+        ),
+    ];
+    let mut ports = Bus::default();
+    let mut topology = Vec::new();
+    for (base, len, device) in placed {
+        ports.insert(base, len, Arc::clone(&device));
+        topology.push(device);
+    }
+    Ok((
+        Devices {
+            topology,
+            serial,
+            heartbeat,
+        },
+        ports,
+    ))
+}
+
+fn create_vcpu(vm: &VmFd, id: u32) -> Result<Arc<Mutex<Vcpu>>> {
+    let fd = vm.create_vcpu(id.into()).map_err(|source| Error::Vcpu {
+        vcpu: id,
+        operation: "KVM_CREATE_VCPU",
+        source,
+    })?;
+    Ok(Arc::new(Mutex::new(Vcpu { id, fd })))
+}
