@@ -45,10 +45,7 @@ pub struct CheckReport {
 /// The file cannot be read, or does not show the built-in guest.
 pub fn check(path: impl AsRef<Path>, threads: usize) -> Result<CheckReport> {
     let path = path.as_ref();
-    let failed = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = Error::read(path);
     let snapshot = open(path)?;
     let state = read_state(&snapshot)?;
     let oracle = Oracle::new(&parameter_page(&snapshot).map_err(failed)?, &registers(&state))?;

@@ -1,6 +1,6 @@
 //! The errors of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The crate's result.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
@@ -19,7 +19,7 @@ pub enum Error {
         path: PathBuf,
         /// What stood in the way.
         #[source]
-        source: snapfile::Error,
+        source: Box<snapfile::Error>,
     },
     /// A snapshot file cannot be opened or read.
     #[error("cannot read {}", path.display())]
@@ -28,7 +28,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: snapfile::Error,
+        source: Box<snapfile::Error>,
     },
     /// A file cannot be found where the caller says that it is.
     #[error("cannot find {}", path.display())]
@@ -66,11 +66,27 @@ pub enum Error {
         name: String,
         /// What is wrong with it.
         #[source]
-        source: snapfile::Error,
+        source: Box<snapfile::Error>,
     },
 }
 
 impl Error {
+    /// Makes an error of the file that is to be written to `path`.
+    pub(crate) fn write(path: &Path) -> impl Fn(snapfile::Error) -> Self + Copy {
+        move |source| Self::Write {
+            path: path.to_owned(),
+            source: Box::new(source),
+        }
+    }
+
+    /// Makes an error of the file that is read from `path`.
+    pub(crate) fn read(path: &Path) -> impl Fn(snapfile::Error) -> Self + Copy {
+        move |source| Self::Read {
+            path: path.to_owned(),
+            source: Box::new(source),
+        }
+    }
+
     /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -20,15 +20,18 @@ mod control;
 mod error;
 mod output;
 mod parent;
+mod plain;
 mod report;
 mod restore;
 mod run_switch;
 mod save;
 mod sections;
+mod subject;
 
 pub use check::{CheckReport, check};
 pub use control::{Phase, SaveControl, SaveProgress};
 pub use error::{Error, ErrorKind};
+pub use plain::{PlainMemory, WriterSteps};
 pub use report::{
     CaptureFigures, RestoreReport, SaveMode, SaveReport, StallFigures, Statistics, StoredChunks,
 };
@@ -36,6 +39,7 @@ pub use restore::{RestoreOptions, restore, restore_with_progress};
 pub use run_switch::RunSwitch;
 pub use save::{SaveOptions, save};
 pub use sections::{Provenance, read_provenance, read_state, read_statistics};
+pub use subject::Subject;
 
 pub use memsnap::{CaptureOptions, Pressure, RestoreProgress};
 pub use snapfile::{ChunkSize, Codec, WriterOptions};

@@ -9,10 +9,7 @@ use crate::error::{Error, Result};
 
 /// Opens the parent at `parent` for a new snapshot at `child`, whose directory exists.
 pub(crate) fn open_parent(parent: &Path, child: &Path) -> Result<Parent> {
-    let snapshot = Snapshot::open_with_parents(parent).map_err(|source| Error::Read {
-        path: parent.to_owned(),
-        source,
-    })?;
+    let snapshot = Snapshot::open_with_parents(parent).map_err(Error::read(parent))?;
     let directory = match child.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),

@@ -28,6 +28,8 @@ pub struct RestoreOptions {
     pub threads: usize,
     /// Leave the machine paused; it runs otherwise.
     pub paused: bool,
+    /// Let the guest's paravirtual clock advance by the real time since the capture point.
+    pub advance_clock: bool,
     /// Restore although the host's processor lacks features that the guest has seen.
     pub ignore_cpu_features: bool,
 }
@@ -75,10 +77,7 @@ pub fn restore_with_progress(
     };
     let filling = Instant::now();
     memsnap::restore_eager(&memory, &snapshot, threads, progress).map_err(|error| match error {
-        memsnap::Error::Source(source) => Error::Read {
-            path: path.to_owned(),
-            source,
-        },
+        memsnap::Error::Source(source) => Error::read(path)(source),
         error => Error::Memory(error),
     })?;
     let filled = filling.elapsed();
@@ -86,6 +85,7 @@ pub fn restore_with_progress(
     let creating = Instant::now();
     let vmm_options = vmm::RestoreOptions {
         ignore_cpu_features: options.ignore_cpu_features,
+        advance_clock: options.advance_clock,
     };
     let machine = Machine::restore(&config, memory, &state, &vmm_options)?;
     if !options.paused {
@@ -127,8 +127,5 @@ fn check_memory_map(snapshot: &Snapshot, state: &VmState) -> Result<()> {
 
 /// Opens a snapshot file and all its parents.
 pub(crate) fn open(path: &Path) -> Result<Snapshot> {
-    Snapshot::open_with_parents(path).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })
+    Snapshot::open_with_parents(path).map_err(Error::read(path))
 }

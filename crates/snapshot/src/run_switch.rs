@@ -8,9 +8,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use vmm::{Machine, RunState};
-
 use crate::error::Result;
+use crate::subject::Subject;
 
 /// Lets a user and a save pause and resume the same machine without undoing each other's wish.
 #[derive(Debug, Default)]
@@ -37,7 +36,7 @@ impl RunSwitch {
     ///
     /// # Errors
     /// The machine has stopped, or its devices cannot be drained.
-    pub fn pause(&self, machine: &Machine) -> Result<()> {
+    pub fn pause(&self, machine: &impl Subject) -> Result<()> {
         let mut wishes = self.lock();
         if wishes.held {
             wishes.run_after = false;
@@ -50,7 +49,7 @@ impl RunSwitch {
     ///
     /// # Errors
     /// The machine has stopped.
-    pub fn resume(&self, machine: &Machine) -> Result<()> {
+    pub fn resume(&self, machine: &impl Subject) -> Result<()> {
         let mut wishes = self.lock();
         if wishes.held {
             wishes.run_after = true;
@@ -60,9 +59,9 @@ impl RunSwitch {
     }
 
     /// Pauses the machine on behalf of a save, until the answer is released or dropped.
-    pub(crate) fn hold<'a>(&'a self, machine: &'a Machine) -> Result<Hold<'a>> {
+    pub(crate) fn hold<'a, S: Subject>(&'a self, machine: &'a S) -> Result<Hold<'a, S>> {
         let mut wishes = self.lock();
-        let was_running = machine.state() == RunState::Running;
+        let was_running = machine.is_running();
         machine.pause()?;
         *wishes = Wishes {
             held: true,
@@ -83,14 +82,14 @@ impl RunSwitch {
 
 /// The machine, held by a save. Dropping it lets the machine run on if its user wants that.
 #[derive(Debug)]
-pub(crate) struct Hold<'a> {
+pub(crate) struct Hold<'a, S: Subject> {
     switch: &'a RunSwitch,
-    machine: &'a Machine,
+    machine: &'a S,
     was_running: bool,
     released: bool,
 }
 
-impl Hold<'_> {
+impl<S: Subject> Hold<'_, S> {
     /// Whether the machine was running when it was held.
     pub(crate) fn was_running(&self) -> bool {
         self.was_running
@@ -113,7 +112,7 @@ impl Hold<'_> {
     }
 }
 
-impl Drop for Hold<'_> {
+impl<S: Subject> Drop for Hold<'_, S> {
     fn drop(&mut self) {
         if !self.released
             && let Err(error) = self.let_go()

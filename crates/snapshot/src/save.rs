@@ -15,7 +15,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use memsnap::{Capture, CaptureOptions, CaptureReport, memory_map, stop_and_copy};
 use snapfile::{Writer, WriterOptions};
-use vmm::{Machine, VmState};
 
 use crate::control::{Phase, SaveControl, micros};
 use crate::error::{Error, Result};
@@ -23,6 +22,7 @@ use crate::output::Output;
 use crate::parent::open_parent;
 use crate::report::{CaptureFigures, SaveMode, SaveReport, Statistics};
 use crate::sections::{Provenance, provenance_section, state_sections, statistics_section};
+use crate::subject::Subject;
 
 /// How a snapshot is taken and written.
 #[derive(Debug, Clone, Default)]
@@ -49,8 +49,8 @@ pub struct SaveOptions {
 /// # Errors
 /// Whatever goes wrong, and a cancel as well, leaves the machine as it was and no file behind.
 /// [`Error::kind`] tells a cancel and a snapshot given up under pressure from failures.
-pub fn save(
-    machine: &Machine,
+pub fn save<S: Subject>(
+    machine: &S,
     path: impl AsRef<Path>,
     options: &SaveOptions,
     control: &SaveControl,
@@ -61,8 +61,8 @@ pub fn save(
 }
 
 /// A save whose output file exists under its temporary name.
-struct Save<'a> {
-    machine: &'a Machine,
+struct Save<'a, S: Subject> {
+    machine: &'a S,
     path: &'a Path,
     options: &'a SaveOptions,
     control: &'a SaveControl,
@@ -71,36 +71,33 @@ struct Save<'a> {
 }
 
 /// The capture point: state and clock of that instant, and what reaching it cost.
-struct CapturePoint {
+struct CapturePoint<T> {
     at: Instant,
     wall_clock: SystemTime,
-    state: VmState,
+    state: T,
     was_paused: bool,
     park: Duration,
     save_state: Duration,
 }
 
 /// A captured memory with the statistics that belong to it.
-struct Captured {
-    point: CapturePoint,
+struct Captured<T> {
+    point: CapturePoint<T>,
     downtime: Duration,
     freeze: Duration,
     resume: Duration,
     report: CaptureReport,
 }
 
-impl<'a> Save<'a> {
+impl<'a, S: Subject> Save<'a, S> {
     fn create(
-        machine: &'a Machine,
+        machine: &'a S,
         path: &'a Path,
         options: &'a SaveOptions,
         control: &'a SaveControl,
     ) -> Result<Self> {
         let began = control.begin();
-        let failed = |source| Error::Write {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = Error::write(path);
         let mut writer_options = options.writer.clone();
         if let (None, Some(parent)) = (&writer_options.parent, &options.parent) {
             writer_options.parent = Some(open_parent(parent, path)?);
@@ -128,7 +125,7 @@ impl<'a> Save<'a> {
     }
 
     /// Memory is protected while the guest runs, and copied on write after the capture point.
-    fn capture_running(&self) -> Result<Captured> {
+    fn capture_running(&self) -> Result<Captured<S::State>> {
         self.control.enter(Phase::Arming)?;
         let layout = self.writer.layout().clone();
         let mut capture = Capture::arm(self.machine.memory(), layout, self.capture_options())?;
@@ -156,7 +153,7 @@ impl<'a> Save<'a> {
     }
 
     /// The guest is held until all of its memory is in the file.
-    fn capture_stopped(&self) -> Result<Captured> {
+    fn capture_stopped(&self) -> Result<Captured<S::State>> {
         self.control.enter(Phase::Held)?;
         let held_at = Instant::now();
         let hold = self.control.switch().hold(self.machine)?;
@@ -183,7 +180,7 @@ impl<'a> Save<'a> {
     }
 
     /// Reads the state of the machine, which is held.
-    fn reach_point(&self, held_at: Instant, was_paused: bool) -> Result<CapturePoint> {
+    fn reach_point(&self, held_at: Instant, was_paused: bool) -> Result<CapturePoint<S::State>> {
         let park = held_at.elapsed();
         let at = Instant::now();
         let state = self.machine.save_state()?;
@@ -199,14 +196,11 @@ impl<'a> Save<'a> {
     }
 
     /// Writes what goes behind memory, and makes the file durable under its name.
-    fn commit(self, captured: Captured) -> Result<SaveReport> {
+    fn commit(self, captured: Captured<S::State>) -> Result<SaveReport> {
         self.control.enter(Phase::Committing)?;
-        let failed = |source| Error::Write {
-            path: self.path.to_owned(),
-            source,
-        };
+        let failed = Error::write(self.path);
         let statistics = self.statistics(&captured);
-        let mut sections = state_sections(&captured.point.state)?;
+        let mut sections = state_sections(S::encode(&captured.point.state)?)?;
         sections.push(provenance_section(&self.provenance(&captured.point))?);
         sections.push(statistics_section(&statistics)?);
         for section in &sections {
@@ -225,7 +219,7 @@ impl<'a> Save<'a> {
         ))
     }
 
-    fn statistics(&self, captured: &Captured) -> Statistics {
+    fn statistics(&self, captured: &Captured<S::State>) -> Statistics {
         let Captured {
             point,
             downtime,
@@ -247,7 +241,7 @@ impl<'a> Save<'a> {
         }
     }
 
-    fn provenance(&self, point: &CapturePoint) -> Provenance {
+    fn provenance(&self, point: &CapturePoint<S::State>) -> Provenance {
         Provenance {
             labels: self.options.labels.clone(),
             ..Provenance::new(
@@ -269,10 +263,7 @@ impl<'a> Save<'a> {
     fn memory_error(&self, error: memsnap::Error) -> Error {
         match error {
             memsnap::Error::Sink(source) => match source.downcast::<snapfile::Error>() {
-                Ok(source) => Error::Write {
-                    path: self.path.to_owned(),
-                    source: *source,
-                },
+                Ok(source) => Error::write(self.path)(*source),
                 Err(source) => Error::Memory(memsnap::Error::Sink(source)),
             },
             error => Error::Memory(error),

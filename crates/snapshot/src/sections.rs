@@ -65,8 +65,8 @@ impl Provenance {
 }
 
 /// The sections that hold the machine's state, and the disk table.
-pub(crate) fn state_sections(state: &VmState) -> Result<Vec<Section>> {
-    let mut sections: Vec<Section> = state.to_parts()?.into_iter().map(part_section).collect();
+pub(crate) fn state_sections(parts: Vec<StatePart>) -> Result<Vec<Section>> {
+    let mut sections: Vec<Section> = parts.into_iter().map(part_section).collect();
     sections.push(cbor_section(
         SectionKind::DiskTable,
         DISKS,
@@ -115,6 +115,11 @@ fn cbor_section(kind: SectionKind, name: &str, value: &impl Serialize) -> Result
 /// # Errors
 /// A section is damaged, missing, unknown, there twice, or breaks its schema.
 pub fn read_state(snapshot: &Snapshot) -> Result<VmState> {
+    Ok(VmState::from_parts(&read_parts(snapshot)?)?)
+}
+
+/// Reads the named parts that make up the state.
+pub(crate) fn read_parts(snapshot: &Snapshot) -> Result<Vec<StatePart>> {
     let mut parts = Vec::new();
     for entry in snapshot.sections() {
         if matches!(entry.kind, SectionKind::VmState | SectionKind::Platform) {
@@ -126,7 +131,7 @@ pub fn read_state(snapshot: &Snapshot) -> Result<VmState> {
             });
         }
     }
-    Ok(VmState::from_parts(&parts)?)
+    Ok(parts)
 }
 
 /// Reads who made a snapshot, when and where.
@@ -177,7 +182,7 @@ fn read(snapshot: &Snapshot, entry: &SectionEntry) -> Result<Vec<u8>> {
     }
     snapshot.read_section(entry).map_err(|source| Error::ReadSection {
         name: entry.name.clone(),
-        source,
+        source: Box::new(source),
     })
 }
 

@@ -56,6 +56,9 @@ pub struct RestoreArgs {
     /// Leave the guest paused, until `snapvm resume`.
     #[arg(long)]
     pub paused: bool,
+    /// Let the guest's clock jump to the present; by default it goes on where the snapshot left it.
+    #[arg(long)]
+    pub advance_clock: bool,
     /// Restore even if this host's processor lacks features that the guest has seen; the guest may crash.
     #[arg(long)]
     pub ignore_cpu_features: bool,

@@ -16,6 +16,7 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
         backing: runner::backing(args.machine.memory_backing),
         transparent_huge_pages: !args.machine.no_thp,
         paused: args.paused,
+        advance_clock: args.advance_clock,
         ignore_cpu_features: args.ignore_cpu_features,
         ..RestoreOptions::default()
     };
