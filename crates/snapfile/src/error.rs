@@ -42,6 +42,9 @@ pub enum Error {
     /// The parent of an incremental snapshot is missing or is not the right one.
     #[error(transparent)]
     Parent(#[from] ParentError),
+    /// The caller's progress callback said stop.
+    #[error("cancelled")]
+    Cancelled,
     /// The caller asked for something that cannot be done.
     #[error(transparent)]
     Usage(#[from] Usage),

@@ -42,6 +42,7 @@
 
 mod chunk;
 mod codec;
+pub mod diff;
 mod digest;
 mod error;
 mod fields;
@@ -58,6 +59,7 @@ mod reader;
 mod section;
 mod storage;
 mod stream;
+pub mod verify;
 mod writer;
 
 pub use chunk::{ChunkCounts, ChunkEntry, ChunkKind, Codec};

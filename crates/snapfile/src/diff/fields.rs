@@ -114,7 +114,11 @@ impl fmt::Display for FieldValue {
 /// [`FieldsError`] when the payload is too large, not CBOR, nested too deeply or followed by more
 /// bytes.
 pub fn fields(payload: &[u8]) -> Result<Vec<Field>, FieldsError> {
-    let mut flattener = Flattener { fields: Vec::new(), occurrences: HashMap::new(), path_bytes: 0 };
+    let mut flattener = Flattener {
+        fields: Vec::new(),
+        occurrences: HashMap::new(),
+        path_bytes: 0,
+    };
     flattener.visit(String::new(), cbor_value(payload)?)?;
     Ok(flattener.fields)
 }
@@ -122,11 +126,15 @@ pub fn fields(payload: &[u8]) -> Result<Vec<Field>, FieldsError> {
 /// Decodes a payload into a CBOR tree, within the limits of this module.
 fn cbor_value(payload: &[u8]) -> Result<Value, FieldsError> {
     if payload.len() > MAX_FIELDS_PAYLOAD {
-        return Err(FieldsError::TooLarge { len_bytes: payload.len() });
+        return Err(FieldsError::TooLarge {
+            len_bytes: payload.len(),
+        });
     }
     let mut rest = payload;
     let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, MAX_DEPTH);
-    let value = value.map_err(|_| FieldsError::Malformed { at: payload.len() - rest.len() })?;
+    let value = value.map_err(|_| FieldsError::Malformed {
+        at: payload.len() - rest.len(),
+    })?;
     match rest.len() {
         0 => Ok(value),
         len_bytes => Err(FieldsError::TrailingBytes { len_bytes }),
@@ -144,14 +152,17 @@ impl Flattener {
         let leaf = match value {
             Value::Map(entries) if entries.is_empty() => FieldValue::EmptyMap,
             Value::Map(entries) => {
-                return entries.into_iter().try_for_each(|(key, value)| self.visit(join_key(&path, &key), value));
+                return entries
+                    .into_iter()
+                    .try_for_each(|(key, value)| self.visit(join_key(&path, &key), value));
             }
             Value::Array(elements) if elements.is_empty() => FieldValue::EmptyArray,
             Value::Array(elements) => match as_bytes(&elements) {
                 Some(bytes) => FieldValue::Bytes(bytes),
                 None => {
                     let mut numbered = elements.into_iter().enumerate();
-                    return numbered.try_for_each(|(position, value)| self.visit(format!("{path}[{position}]"), value));
+                    return numbered
+                        .try_for_each(|(position, value)| self.visit(format!("{path}[{position}]"), value));
                 }
             },
             Value::Tag(_, inner) => return self.visit(path, *inner),
@@ -172,7 +183,11 @@ impl Flattener {
         }
         let occurrence = self.occurrences.entry(path.clone()).or_default();
         *occurrence += 1;
-        let path = if *occurrence == 1 { path } else { format!("{path}#{occurrence}") };
+        let path = if *occurrence == 1 {
+            path
+        } else {
+            format!("{path}#{occurrence}")
+        };
         self.fields.push(Field { path, value });
         Ok(())
     }
@@ -218,15 +233,25 @@ mod tests {
     }
 
     fn lines(value: &Value) -> Vec<String> {
-        fields(&encode(value)).unwrap().iter().map(|field| format!("{} {}", field.path, field.value)).collect()
+        fields(&encode(value))
+            .unwrap()
+            .iter()
+            .map(|field| format!("{} {}", field.path, field.value))
+            .collect()
     }
 
     #[test]
     fn every_leaf_has_a_path_that_shows_maps_arrays_and_number_keys() {
         let value = Value::Map(vec![
             (text("regs"), Value::Map(vec![(text("rip"), Value::from(0x1000))])),
-            (text("msrs"), Value::Map(vec![(Value::from(0x174), Value::from(7))])),
-            (text("segments"), Value::Array(vec![Value::from(1), text("b\x1b")])),
+            (
+                text("msrs"),
+                Value::Map(vec![(Value::from(0x174), Value::from(7))]),
+            ),
+            (
+                text("segments"),
+                Value::Array(vec![Value::from(1), text("b\x1b")]),
+            ),
             (text("page"), Value::Array(vec![Value::from(0xab); 16])),
             (text("none"), Value::Array(vec![])),
             (text("off"), Value::from(-3)),
@@ -261,7 +286,10 @@ mod tests {
     #[test]
     fn refuses_what_is_not_one_item() {
         assert!(matches!(fields(&[]), Err(FieldsError::Malformed { .. })));
-        assert!(matches!(fields(&[0x01, 0x02]), Err(FieldsError::TrailingBytes { len_bytes: 1 })));
+        assert!(matches!(
+            fields(&[0x01, 0x02]),
+            Err(FieldsError::TrailingBytes { len_bytes: 1 })
+        ));
         assert!(matches!(fields(&[0x81; 200]), Err(FieldsError::Malformed { .. })));
         // An array that claims 2^62 elements must not be allocated for.
         assert!(fields(&[0x9b, 0x40, 0, 0, 0, 0, 0, 0, 0]).is_err());
