@@ -27,9 +27,9 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use content::{Content, Page};
+use content::{Content, ZERO_PAGE};
 use control_area::ControlArea;
-use layout::{CODE, PAGE_SIZE, TRAMPOLINE};
+use layout::{CODE, PARAMETERS, TRAMPOLINE};
 use parameters::{Parameters, Room};
 use sequence::Position;
 
@@ -167,6 +167,22 @@ pub fn load(
     Ok(GuestAddress(CODE))
 }
 
+/// Tells whether the built-in guest is in `memory`, and the number of its vCPUs.
+///
+/// A guest that was booted from [`elf`] is found as well.
+#[must_use]
+pub fn detect(memory: &GuestMemoryMmap) -> Option<u32> {
+    parameters_in(memory).ok().map(|parameters| parameters.cpus)
+}
+
+fn parameters_in(memory: &GuestMemoryMmap) -> Result<Parameters, OracleError> {
+    let mut page = ZERO_PAGE;
+    memory
+        .read_slice(&mut page, GuestAddress(PARAMETERS))
+        .map_err(|_| OracleError::NoGuest { gpa: PARAMETERS })?;
+    Parameters::decode(&page)
+}
+
 /// Fills a range of the working set with its content after round 0.
 fn fill(memory: &GuestMemoryMmap, content: Content<'_>, range: Range<u64>) -> Result<(), BuiltinError> {
     let parameters = content.parameters;
@@ -180,7 +196,7 @@ fn fill(memory: &GuestMemoryMmap, content: Content<'_>, range: Range<u64>) -> Re
             )
         })
         .collect::<Vec<_>>();
-    let mut page: Page = [0; PAGE_SIZE as usize];
+    let mut page = ZERO_PAGE;
     for (cpu, position) in positions.drain(..) {
         let part = u64::from(cpu) * pages..(u64::from(cpu) + 1) * pages;
         for number in part.start.max(range.start)..part.end.min(range.end) {

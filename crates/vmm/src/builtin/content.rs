@@ -4,12 +4,14 @@
 //! fills every page of the working set so, then writes round 0 into it; each step after that writes a
 //! stamp and some words copied from the pattern table, always at the same place of the page.
 
-use super::layout::{PAGE_SIZE, SOURCE_SHIFT, TABLE_LEN, TABLE_STARTS, index};
+use super::layout::{PAGE_LEN, SOURCE_SHIFT, TABLE_LEN, TABLE_STARTS, index};
 use super::parameters::Parameters;
 use super::sequence::mix;
 
 /// A page of guest memory on the host's side.
-pub(crate) type Page = [u8; PAGE_SIZE as usize];
+pub(crate) type Page = [u8; PAGE_LEN];
+
+pub(crate) const ZERO_PAGE: Page = [0; PAGE_LEN];
 
 const VOCABULARY: [&str; 32] = [
     "the",
@@ -130,6 +132,7 @@ fn fill_text(seed: u64, out: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::PAGE_SIZE;
     use super::super::{BuiltinOptions, parameters::Room};
     use super::*;
 
@@ -150,7 +153,7 @@ mod tests {
                 parameters: &parameters,
                 table: &table,
             };
-            let mut page = [0; PAGE_SIZE as usize];
+            let mut page = ZERO_PAGE;
             let random = (0..1000).filter(|number| {
                 content.fill(*number, &mut page);
                 !page.is_ascii()

@@ -5,6 +5,8 @@
 
 /// Bytes of a page.
 pub(crate) const PAGE_SIZE: u64 = 4096;
+/// The same, as the length of an array.
+pub(crate) const PAGE_LEN: usize = 4096;
 /// Guest memory below this address belongs to the machine's boot code.
 pub(crate) const BOOT_AREA_END: u64 = 0x10_0000;
 /// The page where application processors start, in 16-bit mode; its number is the SIPI vector.
@@ -55,6 +57,10 @@ pub(crate) const TIMER_VECTOR: u8 = 0x20;
 /// Interrupt vector of spurious interrupts.
 pub(crate) const SPURIOUS_VECTOR: u8 = 0xff;
 
+/// A vCPU reports its step on the serial port every two to this power ticks of the time-stamp counter,
+/// which is about once a second.
+pub(crate) const REPORT_SHIFT: u32 = 31;
+
 /// Number of strides in the parameter page, a power of two.
 pub(crate) const STRIDES: usize = 32;
 
@@ -75,7 +81,6 @@ pub(crate) mod parameter {
     pub(crate) const CREDIT_PER_TICK: u64 = 72;
     pub(crate) const TIMER_COUNT: u64 = 80;
     pub(crate) const STEPS_PER_EVENT: u64 = 84;
-    pub(crate) const STEPS_PER_REPORT: u64 = 88;
     /// One [`ENTRY_LEN`] record for each vCPU.
     pub(crate) const CPU_ENTRIES: u64 = 256;
     pub(crate) const ENTRY_LEN: u64 = 64;
@@ -107,7 +112,7 @@ pub(crate) mod mailbox {
     pub(crate) const LONGEST_GAP: u64 = 16;
     pub(crate) const RESET: u64 = 24;
     pub(crate) const BAD_STAMPS: u64 = 32;
-    pub(crate) const NEXT_REPORT: u64 = 40;
+    pub(crate) const LAST_REPORT: u64 = 40;
     pub(crate) const ROUND_LEFT: u64 = 48;
     pub(crate) const BURST_LEFT: u64 = 56;
     pub(crate) const CREDIT: u64 = 64;
@@ -119,8 +124,8 @@ pub(crate) mod mailbox {
 const _: () = {
     assert!(WINDOW_TABLES + (1 + (MAX_WORKING_SET >> 30)) * PAGE_SIZE <= TABLE);
     assert!(CONTROL_END <= WORKING_SET && WORKING_SET.is_multiple_of(LARGE_PAGE));
-    assert!(parameter::END <= PAGE_SIZE);
-    assert!(parameter::STEPS_PER_REPORT + 8 <= parameter::CPU_ENTRIES);
+    assert!(parameter::END <= PAGE_SIZE && PAGE_LEN as u64 == PAGE_SIZE);
+    assert!(parameter::STEPS_PER_EVENT + 4 <= parameter::CPU_ENTRIES);
     assert!(TABLE_STARTS.is_power_of_two() && STRIDES.is_power_of_two());
 };
 

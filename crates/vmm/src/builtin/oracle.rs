@@ -13,7 +13,7 @@ use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::BuiltinError;
-use super::content::{Content, Page};
+use super::content::{Content, Page, ZERO_PAGE};
 use super::control_area::{self, ControlArea, ProgramAddresses};
 use super::layout::{BOOT_AREA_END, CODE, CONTROL_END, PAGE_SIZE, PARAMETERS, STRIDES, TABLE, TRAMPOLINE};
 use super::parameters::Parameters;
@@ -23,7 +23,6 @@ pub use report::{Mismatch, OracleError, OracleReport, PageKind};
 
 /// Steps stay below this: the top byte of a stamp is the vCPU.
 const STEP_LIMIT: u64 = 1 << 56;
-const ZERO_PAGE: Page = [0; PAGE_SIZE as usize];
 
 /// The registers of a vCPU that say what it has written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +33,18 @@ pub struct VcpuRegisters {
     pub rsi: u64,
     pub rdi: u64,
     pub r15: u64,
+}
+
+impl From<&crate::Regs> for VcpuRegisters {
+    fn from(regs: &crate::Regs) -> Self {
+        Self {
+            rip: regs.rip,
+            rcx: regs.rcx,
+            rsi: regs.rsi,
+            rdi: regs.rdi,
+            r15: regs.r15,
+        }
+    }
 }
 
 impl From<&kvm_regs> for VcpuRegisters {
@@ -82,7 +93,19 @@ impl Oracle {
     /// A page that is not an intact parameter page; another number of vCPUs than the guest has;
     /// registers that no point of the program allows.
     pub fn new(parameter_page: &[u8; 4096], vcpus: &[VcpuRegisters]) -> Result<Self, OracleError> {
-        let parameters = Parameters::decode(parameter_page)?;
+        Self::with_parameters(Parameters::decode(parameter_page)?, vcpus)
+    }
+
+    /// Reads the parameter page from the memory of a stopped guest.
+    ///
+    /// # Errors
+    ///
+    /// As [`Oracle::new`]; memory without a parameter page is memory without the guest.
+    pub fn of_memory(memory: &GuestMemoryMmap, vcpus: &[VcpuRegisters]) -> Result<Self, OracleError> {
+        Self::with_parameters(super::parameters_in(memory)?, vcpus)
+    }
+
+    fn with_parameters(parameters: Parameters, vcpus: &[VcpuRegisters]) -> Result<Self, OracleError> {
         if vcpus.len() != parameters.cpus as usize {
             return Err(OracleError::Cpus {
                 expected: parameters.cpus,

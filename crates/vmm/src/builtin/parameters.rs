@@ -7,7 +7,7 @@
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::content::Page;
+use super::content::{Page, ZERO_PAGE};
 use super::layout::{
     self, LARGE_PAGE, MAX_CPUS, MAX_WORKING_SET, PAGE_SIZE, STRIDES, WINDOW, WORKING_SET, entry, index,
     parameter,
@@ -26,8 +26,6 @@ const MAX_PAGES_PER_SECOND: u32 = 100_000_000;
 const WORDS_PER_EVENT: u32 = 128;
 /// Where guest physical addresses end that the second memory region may have.
 const MAX_ADDRESS: u64 = 1 << 46;
-/// Steps between two progress lines of a vCPU that writes without rest.
-const STEPS_PER_REPORT: u64 = 100_000;
 
 /// Everything that decides what the guest does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,7 +174,7 @@ impl Parameters {
     /// Returns the offset in a page where each step writes.
     pub(crate) fn write_offset(&self) -> u64 {
         let slack = PAGE_SIZE - u64::from(self.words_per_step) * 8;
-        slack / 2 & !63
+        (slack / 2) & !63
     }
 
     /// Returns the guest virtual address where a step writes to page `number` of the working set.
@@ -203,7 +201,7 @@ impl Parameters {
 
     /// Writes the parameter page.
     pub(crate) fn encode(&self) -> Page {
-        let mut page = [0; PAGE_SIZE as usize];
+        let mut page = ZERO_PAGE;
         let mut put = |at: u64, bytes: &[u8]| {
             let at = index(at);
             page[at..at + bytes.len()].copy_from_slice(bytes);
@@ -227,10 +225,6 @@ impl Parameters {
         put(parameter::PAGES_PER_SECOND, &self.pages_per_second.to_le_bytes());
         put(parameter::FLAGS, &self.flags().to_le_bytes());
         put(parameter::STEPS_PER_EVENT, &self.steps_per_event().to_le_bytes());
-        put(
-            parameter::STEPS_PER_REPORT,
-            &self.steps_per_report().to_le_bytes(),
-        );
         let credit = (u64::from(self.pages_per_second) << 32) / TICKS_PER_SECOND;
         put(parameter::CREDIT_PER_TICK, &credit.to_le_bytes());
         let timer_count = TIMER_COUNTS_PER_SECOND / 1000;
@@ -314,13 +308,5 @@ impl Parameters {
     /// Events are rare enough to cost little, and frequent enough for gaps of a millisecond to show.
     fn steps_per_event(&self) -> u32 {
         (WORDS_PER_EVENT / (self.words_per_step + 3)).max(1)
-    }
-
-    /// Progress lines come about every two seconds from a paced vCPU.
-    fn steps_per_report(&self) -> u64 {
-        match self.pages_per_second {
-            0 => STEPS_PER_REPORT,
-            rate => STEPS_PER_REPORT.min(u64::from(rate) * 2),
-        }
     }
 }

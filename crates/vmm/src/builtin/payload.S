@@ -101,9 +101,6 @@ vmsnap_guest_start:
     movl    %ecx, 0x380(%rax)
 
 .Lguest_begin:
-    movq    {parameters} + {p_steps_per_report}, %rax
-    addq    %r15, %rax
-    movq    %rax, {m_next_report}(%rbp)
     call    .Lguest_line_begin
     leaq    .Lguest_text_ready(%rip), %rsi
     call    .Lguest_put_text
@@ -112,6 +109,7 @@ vmsnap_guest_start:
     shlq    $32, %rdx
     orq     %rdx, %rax
     movq    %rax, {m_tsc}(%rbp)
+    movq    %rax, {m_last_report}(%rbp)
 
 # A round begins: the step is a multiple of the pages of this part. A stamp of the round before is
 # r10 minus a number from 1 to those pages.
@@ -225,8 +223,10 @@ vmsnap_guest_start:
     jle     .Lguest_gap_noted           # signed: a restored clock may have gone back
     movq    %rax, {m_longest_gap}(%rbp)
 .Lguest_gap_noted:
-    cmpq    {m_next_report}(%rbp), %r15
-    jae     .Lguest_report
+    movq    %rcx, %rax
+    subq    {m_last_report}(%rbp), %rax
+    shrq    ${report_shift}, %rax
+    jnz     .Lguest_report
 .Lguest_reported:
     cmpq    $0, {m_round_left}(%rbp)
     jne     .Lguest_budget
@@ -238,8 +238,7 @@ vmsnap_guest_start:
     jmp     .Lguest_gap_noted
 
 .Lguest_report:
-    movq    {parameters} + {p_steps_per_report}, %rax
-    addq    %rax, {m_next_report}(%rbp)
+    movq    %rcx, {m_last_report}(%rbp)
     call    .Lguest_line_begin
     leaq    .Lguest_text_step(%rip), %rsi
     call    .Lguest_put_text
