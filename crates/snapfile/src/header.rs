@@ -11,6 +11,9 @@ use crate::format::{self, HEADER_LEN, HeaderFields};
 use crate::limits;
 use crate::memory_map::{ChunkLayout, ChunkSize};
 
+/// Major and minor version of the format that is written; every minor version is read.
+pub const FORMAT_VERSION: (u16, u16) = (format::MAJOR, format::MINOR);
+
 /// The processor architecture of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -66,7 +66,7 @@ pub use chunk::{ChunkCounts, ChunkEntry, ChunkKind, Codec};
 pub use digest::Digest;
 pub use error::{Corruption, Error, GuestRanges, LimitExceeded, ParentError, Result, Unsupported, Usage};
 pub use footer::Summary;
-pub use header::{Architecture, FileId, Header, ParentReference};
+pub use header::{Architecture, FORMAT_VERSION, FileId, Header, ParentReference};
 pub use memory_map::{ChunkLayout, ChunkNumber, ChunkRange, ChunkSize, MemoryMap, MemoryRegion, PAGE_SIZE};
 pub use reader::{Decoder, Snapshot};
 pub use section::{Encoding, Section, SectionEntry, SectionKind};
