@@ -34,7 +34,7 @@ pub(crate) fn report(vcpu: &mut Vcpu, around: &Surroundings, what: String) -> Cr
         if internal.suberror == KVM_INTERNAL_ERROR_EMULATION && !cpuid::host_has_virtualization() {
             report.hint = Some(
                 "this host's processor shows neither VMX nor SVM, so KVM executes guests in its instruction \
-                 emulator, which knows no SSE, AVX or XSAVE: unmodified kernels cannot run here",
+                 emulator, which lacks SSE, AVX, XSAVE and IRET in protected mode: unmodified kernels cannot run here",
             );
         }
     }

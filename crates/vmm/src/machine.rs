@@ -25,7 +25,7 @@ use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::arch::platform::check_processor;
-use crate::arch::{boot, cpuid, msr, vcpu_state, vm_state};
+use crate::arch::{boot, msr, vcpu_state, vm_state};
 use crate::config::MachineConfig;
 use crate::device::{Serial, SharedDevice};
 use crate::error::{Error, Result};
@@ -88,14 +88,10 @@ impl Machine {
             rule: "must be given to boot",
         };
         let kernel = config.kernel.as_ref().ok_or(missing)?;
-        for vcpu in &assembly.vcpus {
-            let vcpu = lock(vcpu);
-            cpuid::set(
-                vcpu.id,
-                &vcpu.fd,
-                &cpuid::for_vcpu(&assembly.supported_cpuid, vcpu.id, config.cpus),
-            )?;
-        }
+        assembly
+            .vcpus
+            .iter()
+            .try_for_each(|vcpu| assembly.set_default_cpuid(&lock(vcpu)))?;
         let around = &assembly.around;
         let entry = boot::load(&around.memory, kernel, &config.cmdline)?;
         boot::set_entry(&lock(&assembly.vcpus[0]).fd, &around.capabilities, entry)?;
@@ -116,9 +112,11 @@ impl Machine {
         let assembly = Assembly::new(config, memory)?;
         check_topology(&assembly, state)?;
         if !options.ignore_cpu_features {
-            for saved in &state.vcpus {
-                check_processor(&saved.cpuid, &assembly.supported_cpuid)?;
-            }
+            let host = assembly.shown_cpuid()?;
+            state
+                .vcpus
+                .iter()
+                .try_for_each(|saved| check_processor(&saved.cpuid, &host))?;
         }
         restore_vcpus(&assembly, &state.vcpus)?;
         vm_state::restore(&assembly.vm, &state.vm.chips(), options.advance_clock)?;

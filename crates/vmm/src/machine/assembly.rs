@@ -42,7 +42,7 @@ pub(super) struct Assembly {
     pub(super) devices: Devices,
     pub(super) around: Arc<Surroundings>,
     /// CPUID as KVM supports it on this host.
-    pub(super) supported_cpuid: Vec<CpuidLeaf>,
+    supported_cpuid: Vec<CpuidLeaf>,
 }
 
 /// The devices, and direct ways to those that the machine's owner talks to.
@@ -88,6 +88,24 @@ impl Assembly {
             around: Arc::new(around),
             supported_cpuid,
         })
+    }
+
+    /// Gives a vCPU the CPUID that guests of this host start with.
+    pub(super) fn set_default_cpuid(&self, vcpu: &Vcpu) -> Result<()> {
+        let cpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
+        cpuid::set(
+            vcpu.id,
+            &vcpu.fd,
+            &cpuid::for_vcpu(&self.supported_cpuid, vcpu.id, cpus),
+        )
+    }
+
+    /// Returns the CPUID that a guest of this host sees. That may be more than KVM says it supports: where
+    /// it cannot intercept the instruction, it adds what the hardware answers.
+    pub(super) fn shown_cpuid(&self) -> Result<Vec<CpuidLeaf>> {
+        let first = lock(&self.vcpus[0]);
+        self.set_default_cpuid(&first)?;
+        cpuid::get(first.id, &first.fd)
     }
 }
 
