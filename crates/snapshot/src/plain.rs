@@ -172,7 +172,7 @@ impl PlainMemory {
 
 impl Drop for PlainMemory {
     fn drop(&mut self) {
-        self.shared.set(|gate| gate.ended = true);
+        drop(self.shared.set(|gate| gate.ended = true));
         for writer in self.writers.drain(..) {
             // A writer that panicked has said so; there is nobody else to tell.
             let _ = writer.join();
@@ -204,7 +204,7 @@ impl Subject for PlainMemory {
     }
 
     fn resume(&self) -> std::result::Result<(), vmm::Error> {
-        self.shared.set(|gate| gate.paused = false);
+        drop(self.shared.set(|gate| gate.paused = false));
         Ok(())
     }
 
