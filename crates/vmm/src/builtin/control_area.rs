@@ -149,3 +149,53 @@ impl ProgramAddresses {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::BuiltinOptions;
+    use super::super::parameters::Room;
+    use super::*;
+
+    /// Translates a guest virtual address as a processor does.
+    fn translate(area: &ControlArea, address: u64) -> u64 {
+        let entry = |table: u64, shift: u32| {
+            let at = index((table & !0xfff) - CODE + (address >> shift & 511) * 8);
+            u64::from_le_bytes(*area.bytes[at..].first_chunk().unwrap())
+        };
+        let directory = entry(entry(PML4, 39), 30);
+        let large_page = entry(directory, 21);
+        assert_eq!(
+            [directory & 0xfff, large_page & 0xfff],
+            [TABLE_ENTRY, LARGE_PAGE_ENTRY]
+        );
+        (large_page & !0x1f_ffff) + address % LARGE_PAGE
+    }
+
+    #[test]
+    fn page_tables_lead_to_each_page_of_the_working_set() {
+        let room = Room {
+            low_pages: 2560,
+            high_address: 4 << 30,
+            high_pages: 300_000,
+        };
+        let options = BuiltinOptions {
+            working_set_bytes: None,
+            ..BuiltinOptions::default()
+        };
+        let parameters = Parameters::new(&options, 2, room, false).unwrap();
+        let area = ControlArea::new(&parameters);
+        for number in (0..parameters.working_set_pages()).step_by(61) {
+            let address = translate(&area, WINDOW + number * PAGE_SIZE);
+            assert_eq!(address, parameters.page_address(number), "page {number}");
+        }
+        for address in [CODE, layout::LAPIC, IDENTITY_LEN - 1] {
+            assert_eq!(translate(&area, address), address);
+        }
+    }
+
+    #[test]
+    fn the_program_fits_before_the_parameters() {
+        assert!(payload::program().len() as u64 <= PARAMETERS - CODE);
+        assert!(trampoline().len() as u64 <= PAGE_SIZE);
+    }
+}

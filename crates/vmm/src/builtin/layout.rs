@@ -81,6 +81,7 @@ pub(crate) mod parameter {
     pub(crate) const CREDIT_PER_TICK: u64 = 72;
     pub(crate) const TIMER_COUNT: u64 = 80;
     pub(crate) const STEPS_PER_EVENT: u64 = 84;
+    pub(crate) const CHECKSUM: u64 = 88;
     /// One [`ENTRY_LEN`] record for each vCPU.
     pub(crate) const CPU_ENTRIES: u64 = 256;
     pub(crate) const ENTRY_LEN: u64 = 64;
@@ -125,7 +126,7 @@ const _: () = {
     assert!(WINDOW_TABLES + (1 + (MAX_WORKING_SET >> 30)) * PAGE_SIZE <= TABLE);
     assert!(CONTROL_END <= WORKING_SET && WORKING_SET.is_multiple_of(LARGE_PAGE));
     assert!(parameter::END <= PAGE_SIZE && PAGE_LEN as u64 == PAGE_SIZE);
-    assert!(parameter::STEPS_PER_EVENT + 4 <= parameter::CPU_ENTRIES);
+    assert!(parameter::CHECKSUM + 8 <= parameter::CPU_ENTRIES);
     assert!(TABLE_STARTS.is_power_of_two() && STRIDES.is_power_of_two());
 };
 

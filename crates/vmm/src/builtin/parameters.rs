@@ -1,31 +1,17 @@
-//! The settings of a running guest: made from options, written to the parameter page, read back by the
-//! oracle.
+//! The settings of a running guest, made from options and from the room that memory leaves.
 //!
-//! A few numbers decide everything; the rest of the page is derived from them for the guest's
-//! convenience. So [`Parameters::decode`] takes the few, encodes them again and insists on the same
-//! page: a parameter page is right in every byte or refused.
+//! These few numbers decide everything that the guest does; `page` carries them to the guest and back.
+
+mod page;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::content::{Page, ZERO_PAGE};
-use super::layout::{
-    self, LARGE_PAGE, MAX_CPUS, MAX_WORKING_SET, PAGE_SIZE, STRIDES, WINDOW, WORKING_SET, entry, index,
-    parameter,
-};
+use super::layout::{LARGE_PAGE, MAX_CPUS, MAX_WORKING_SET, PAGE_SIZE, STRIDES, WINDOW, WORKING_SET};
 use super::sequence::{self, Stride, mix};
-use super::{BuiltinError, BuiltinOptions, OracleError, WriteRate};
+use super::{BuiltinError, BuiltinOptions, WriteRate};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"VMSguest");
-const VERSION: u32 = 1;
 const WORDS_PER_PAGE: u32 = 512;
-/// Ticks of the guest's timer per second, and what its counter counts in that time.
-const TICKS_PER_SECOND: u64 = 1000;
-const TIMER_COUNTS_PER_SECOND: u32 = 1_000_000_000;
 const MAX_PAGES_PER_SECOND: u32 = 100_000_000;
-/// Words of the working set written, roughly, between two events.
-const WORDS_PER_EVENT: u32 = 128;
-/// Where guest physical addresses end that the second memory region may have.
-const MAX_ADDRESS: u64 = 1 << 46;
 
 /// Everything that decides what the guest does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,115 +184,130 @@ impl Parameters {
     pub(crate) fn stamp(cpu: u32, step: u64) -> u64 {
         (u64::from(cpu) << 56) + step
     }
+}
 
-    /// Writes the parameter page.
-    pub(crate) fn encode(&self) -> Page {
-        let mut page = ZERO_PAGE;
-        let mut put = |at: u64, bytes: &[u8]| {
-            let at = index(at);
-            page[at..at + bytes.len()].copy_from_slice(bytes);
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+
+    #[test]
+    fn pages_of_the_working_set_skip_the_hole_and_are_found_again() {
+        let room = Room {
+            low_pages: 1024,
+            high_address: 4 << 30,
+            high_pages: 1024,
         };
-        put(parameter::MAGIC, &MAGIC.to_le_bytes());
-        put(parameter::VERSION, &VERSION.to_le_bytes());
-        put(parameter::CPUS, &self.cpus.to_le_bytes());
-        put(parameter::SEED, &self.seed.to_le_bytes());
-        put(parameter::PAGES_PER_CPU, &self.pages_per_cpu.to_le_bytes());
-        put(
-            parameter::BYTES_PER_CPU,
-            &(self.pages_per_cpu * PAGE_SIZE).to_le_bytes(),
-        );
-        put(parameter::LOW_PAGES, &self.low_pages.to_le_bytes());
-        put(parameter::HIGH_ADDRESS, &self.high_address.to_le_bytes());
-        put(
-            parameter::WORDS_AFTER_STAMP,
-            &(self.words_per_step - 1).to_le_bytes(),
-        );
-        put(parameter::INCOMPRESSIBLE_PERCENT, &[self.incompressible_percent]);
-        put(parameter::PAGES_PER_SECOND, &self.pages_per_second.to_le_bytes());
-        put(parameter::FLAGS, &self.flags().to_le_bytes());
-        put(parameter::STEPS_PER_EVENT, &self.steps_per_event().to_le_bytes());
-        let credit = (u64::from(self.pages_per_second) << 32) / TICKS_PER_SECOND;
-        put(parameter::CREDIT_PER_TICK, &credit.to_le_bytes());
-        let timer_count = TIMER_COUNTS_PER_SECOND / 1000;
-        put(parameter::TIMER_COUNT, &timer_count.to_le_bytes());
-        for cpu in 0..self.cpus {
-            let at = parameter::CPU_ENTRIES + u64::from(cpu) * parameter::ENTRY_LEN;
-            let part_end = (u64::from(cpu) + 1) * self.pages_per_cpu;
-            put(at + entry::PART_END, &self.write_address(part_end).to_le_bytes());
-            put(at + entry::FIRST_STAMP, &Self::stamp(cpu, 0).to_le_bytes());
-            put(at + entry::ROUND_SEED, &self.round_seed(cpu).to_le_bytes());
-            put(at + entry::SOURCE_FACTOR, &self.source_factor(cpu).to_le_bytes());
-            if self.starts_zero {
-                let second_round = Self::stamp(cpu, 2 * self.pages_per_cpu);
-                put(at + entry::MAY_BE_ZERO_BELOW, &second_round.to_le_bytes());
-            }
+        let options = BuiltinOptions {
+            working_set_bytes: Some(1500 * PAGE_SIZE),
+            ..BuiltinOptions::default()
+        };
+        let parameters = Parameters::new(&options, 2, room, false).unwrap();
+        assert_eq!(parameters.working_set_pages(), 1500);
+        assert_eq!(parameters.page_address(1023), WORKING_SET + 1023 * PAGE_SIZE);
+        assert_eq!(parameters.page_address(1024), 4 << 30);
+        for number in 0..1500 {
+            assert_eq!(
+                parameters.page_number(parameters.page_address(number)),
+                Some(number)
+            );
         }
-        for (number, Stride { stride, inverse }) in (0..).zip(self.strides()) {
-            put(parameter::STRIDES + number * 16, &stride.to_le_bytes());
-            put(parameter::STRIDES + number * 16 + 8, &inverse.to_le_bytes());
-        }
-        page
+        let outside = [
+            0,
+            WORKING_SET - PAGE_SIZE,
+            WORKING_SET + 1024 * PAGE_SIZE,
+            (4 << 30) + 476 * PAGE_SIZE,
+        ];
+        assert!(outside.iter().all(|gpa| parameters.page_number(*gpa).is_none()));
     }
 
-    /// Reads a parameter page that may hold anything.
-    pub(crate) fn decode(page: &Page) -> Result<Self, OracleError> {
-        let u64_at = |at: u64| u64::from_le_bytes(*page[index(at)..].first_chunk().expect("within the page"));
-        let u32_at = |at: u64| u32::from_le_bytes(*page[index(at)..].first_chunk().expect("within the page"));
-        if u64_at(parameter::MAGIC) != MAGIC {
-            return Err(OracleError::NoGuest {
-                gpa: layout::PARAMETERS,
-            });
-        }
-        if u32_at(parameter::VERSION) != VERSION {
-            return Err(OracleError::Version {
-                found: u32_at(parameter::VERSION),
-                known: VERSION,
-            });
-        }
-        let parameters = Self {
-            seed: u64_at(parameter::SEED),
-            cpus: u32_at(parameter::CPUS),
-            pages_per_cpu: u64_at(parameter::PAGES_PER_CPU),
-            low_pages: u64_at(parameter::LOW_PAGES),
-            high_address: u64_at(parameter::HIGH_ADDRESS),
-            words_per_step: u32_at(parameter::WORDS_AFTER_STAMP).saturating_add(1),
-            incompressible_percent: page[index(parameter::INCOMPRESSIBLE_PERCENT)],
-            pages_per_second: u32_at(parameter::PAGES_PER_SECOND),
-            starts_zero: u32_at(parameter::FLAGS) & parameter::FLAG_STARTS_ZERO != 0,
-        };
-        let most_pages = MAX_WORKING_SET / PAGE_SIZE;
-        let plausible = (1..=MAX_CPUS).contains(&parameters.cpus)
-            && (1..=WORDS_PER_PAGE).contains(&parameters.words_per_step)
-            && (1..=most_pages).contains(&parameters.pages_per_cpu)
-            && parameters.working_set_pages() <= most_pages
-            && parameters.low_pages <= most_pages
-            && parameters.high_address <= MAX_ADDRESS
-            && parameters.incompressible_percent <= 100
-            && parameters.pages_per_second <= MAX_PAGES_PER_SECOND;
-        if !plausible || parameters.encode() != *page {
-            return Err(OracleError::Parameters {
-                gpa: layout::PARAMETERS,
-            });
-        }
-        Ok(parameters)
+    #[test]
+    fn room_is_what_two_regions_leave() {
+        let ranges = [(GuestAddress(0), 6 << 20), (GuestAddress(4 << 30), 1 << 20)];
+        let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+        let Room {
+            low_pages,
+            high_address,
+            high_pages,
+        } = Room::of(&memory);
+        assert_eq!((low_pages, high_address, high_pages), (512, 4 << 30, 256));
     }
 
-    fn flags(&self) -> u32 {
-        let paced = if self.pages_per_second > 0 {
-            parameter::FLAG_PACED
-        } else {
-            0
+    #[test]
+    fn options_out_of_range_are_refused_with_their_limits() {
+        let good = BuiltinOptions::default();
+        let refusal = |options: BuiltinOptions, cpus| {
+            Parameters::new(&options, cpus, Room::flat(8 << 20), false)
+                .unwrap_err()
+                .to_string()
         };
-        let starts_zero = if self.starts_zero {
-            parameter::FLAG_STARTS_ZERO
-        } else {
-            0
-        };
-        paced | starts_zero
-    }
-
-    /// Events are rare enough to cost little, and frequent enough for gaps of a millisecond to show.
-    fn steps_per_event(&self) -> u32 {
-        (WORDS_PER_EVENT / (self.words_per_step + 3)).max(1)
+        let cases = [
+            (refusal(good, 0), "0 vCPUs: the built-in guest uses 1 to 32"),
+            (refusal(good, 33), "33 vCPUs: the built-in guest uses 1 to 32"),
+            (
+                refusal(
+                    BuiltinOptions {
+                        words_per_step: 0,
+                        ..good
+                    },
+                    1,
+                ),
+                "0 words per step: must be 1 to 512",
+            ),
+            (
+                refusal(
+                    BuiltinOptions {
+                        words_per_step: 513,
+                        ..good
+                    },
+                    1,
+                ),
+                "513 words per step: must be 1 to 512",
+            ),
+            (
+                refusal(
+                    BuiltinOptions {
+                        incompressible_percent: 101,
+                        ..good
+                    },
+                    1,
+                ),
+                "101 percent incompressible: must be 0 to 100",
+            ),
+            (
+                refusal(
+                    BuiltinOptions {
+                        rate: WriteRate::PagesPerSecond(0),
+                        ..good
+                    },
+                    1,
+                ),
+                "0 pages per second: must be 1 to 100000000",
+            ),
+            (
+                refusal(
+                    BuiltinOptions {
+                        working_set_bytes: Some(5 << 20),
+                        ..good
+                    },
+                    1,
+                ),
+                "a working set of 5242880 bytes for 1 vCPUs, in memory with room for 4194304",
+            ),
+            (
+                refusal(
+                    BuiltinOptions {
+                        working_set_bytes: Some(8192),
+                        ..good
+                    },
+                    3,
+                ),
+                "a working set of 8192 bytes for 3 vCPUs, in memory with room for 4194304",
+            ),
+        ];
+        for (refusal, expected) in cases {
+            assert_eq!(refusal, expected);
+        }
     }
 }
