@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use crate::builtin::BuiltinOptions;
 use crate::error::{Error, Result};
 use crate::memory::PAGE_SIZE;
 
@@ -43,6 +44,8 @@ pub enum Kernel {
     Elf(PathBuf),
     /// The contents of an ELF file with a PVH entry note.
     Image(Vec<u8>),
+    /// The built-in guest, with its working set filled beforehand.
+    Builtin(BuiltinOptions),
 }
 
 /// Where serial output goes.

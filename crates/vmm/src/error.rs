@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::builtin::BuiltinError;
 use crate::device::DeviceError;
 use crate::run_state::RunState;
 use crate::state::StateError;
@@ -90,6 +91,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The built-in guest cannot be made for this machine.
+    #[error("built-in guest")]
+    Builtin(#[from] BuiltinError),
     /// The operation makes no sense in the machine's run state.
     #[error("cannot {operation} a machine that is {state}")]
     InvalidRunState {
@@ -186,7 +190,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::InvalidConfig { .. } | Self::OpenKernel { .. } | Self::Kernel { .. } => {
+            Self::InvalidConfig { .. } | Self::OpenKernel { .. } | Self::Kernel { .. } | Self::Builtin(_) => {
                 ErrorKind::InvalidInput
             }
             Self::KvmUnavailable(_) | Self::MissingCapability { .. } => ErrorKind::Unsupported,

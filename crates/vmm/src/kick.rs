@@ -21,10 +21,9 @@ use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::error::{Error, Result};
-use crate::memory::PAGE_SIZE;
 
 /// Bytes of the mapping: the byte that matters lies in the first page of the run structure.
-const MAPPED_BYTES: usize = PAGE_SIZE as usize;
+const MAPPED_BYTES: usize = 4096;
 const _: () = assert!(std::mem::offset_of!(kvm_run, immediate_exit) < MAPPED_BYTES);
 
 /// Returns the signal that kicks vCPU threads.

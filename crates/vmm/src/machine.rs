@@ -25,7 +25,7 @@ use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::arch::platform::check_processor;
-use crate::arch::{boot, msr, vcpu_state, vm_state};
+use crate::arch::{boot, cpuid, msr, vcpu_state, vm_state};
 use crate::config::MachineConfig;
 use crate::device::{Serial, SharedDevice};
 use crate::error::{Error, Result};
@@ -58,6 +58,7 @@ pub struct Machine {
     serial: Arc<Mutex<Serial>>,
     heartbeat: Arc<AtomicU64>,
     msr_indices: Vec<u32>,
+    tsc_khz: u32,
     lifecycle: Mutex<Lifecycle>,
 }
 
@@ -83,17 +84,12 @@ impl Machine {
     /// KVM or the kernel image is not usable, or memory does not fit the configuration.
     pub fn boot(config: &MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
         let assembly = Assembly::new(config, memory)?;
-        let missing = Error::InvalidConfig {
-            field: "kernel",
-            rule: "must be given to boot",
-        };
-        let kernel = config.kernel.as_ref().ok_or(missing)?;
         assembly
             .vcpus
             .iter()
             .try_for_each(|vcpu| assembly.set_default_cpuid(&lock(vcpu)))?;
         let around = &assembly.around;
-        let entry = boot::load(&around.memory, kernel, &config.cmdline)?;
+        let entry = boot::load(&around.memory, config)?;
         boot::set_entry(&lock(&assembly.vcpus[0]).fd, &around.capabilities, entry)?;
         Self::finish(assembly, Phase::Created)
     }
@@ -112,7 +108,7 @@ impl Machine {
         let assembly = Assembly::new(config, memory)?;
         check_topology(&assembly, state)?;
         if !options.ignore_cpu_features {
-            let host = assembly.shown_cpuid()?;
+            let host = cpuid::shown(&assembly.supported_cpuid, &lock(&assembly.vcpus[0]).fd)?;
             state
                 .vcpus
                 .iter()
@@ -225,6 +221,12 @@ impl Machine {
         self.vcpus.len()
     }
 
+    /// Returns the frequency of the guest's time stamp counter in kHz; 0 if KVM does not tell.
+    #[must_use]
+    pub fn tsc_khz(&self) -> u32 {
+        self.tsc_khz
+    }
+
     /// Saves everything but guest memory, as of the first call in this pause.
     ///
     /// # Errors
@@ -270,7 +272,13 @@ impl Machine {
             around,
             ..
         } = assembly;
-        let msr_indices = msr::saved_indices(&kvm, &lock(&vcpus[0]).fd)?;
+        let (msr_indices, tsc_khz) = {
+            let first = lock(&vcpus[0]);
+            (
+                msr::saved_indices(&kvm, &first.fd)?,
+                first.fd.get_tsc_khz().unwrap_or(0),
+            )
+        };
         let device_names = devices.names();
         let machine = Self {
             around,
@@ -281,6 +289,7 @@ impl Machine {
             serial: devices.serial,
             heartbeat: devices.heartbeat,
             msr_indices,
+            tsc_khz,
             lifecycle: Mutex::new(Lifecycle { phase, saved: None }),
         };
         for vcpu in &machine.vcpus {

@@ -206,3 +206,53 @@ fn serial_input_interrupts_the_guest() {
     assert_eq!(machine.send_serial_input(&[0x77]).unwrap(), 1);
     assert_eq!(end_of(&machine), StopReason::DebugExit { code: 0x77 });
 }
+
+#[test]
+fn memory_beyond_the_hole_is_there() {
+    if !kvm_is_here() {
+        return;
+    }
+    let config = MachineConfig {
+        memory_bytes: (3 << 30) + (64 << 20),
+        ..config(payloads::high_memory())
+    };
+    assert_eq!(run(&config), StopReason::DebugExit { code: 0x4d });
+}
+
+#[test]
+fn dropping_a_running_machine_ends_it() {
+    if !kvm_is_here() {
+        return;
+    }
+    for program in [payloads::count(), payloads::halt()] {
+        let machine = boot(&MachineConfig {
+            cpus: 3,
+            ..config(program)
+        });
+        machine.resume().unwrap();
+        wait_for_heartbeats(&machine, 1);
+        drop(machine);
+    }
+}
+
+#[test]
+fn a_machine_can_be_used_from_several_threads() {
+    if !kvm_is_here() {
+        return;
+    }
+    let machine = boot(&config(payloads::count()));
+    machine.resume().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    machine.pause().unwrap();
+                    let _ = machine.save_state();
+                    machine.resume().unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(machine.state(), RunState::Running);
+    wait_for_heartbeats(&machine, 10);
+}

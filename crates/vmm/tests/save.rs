@@ -2,14 +2,16 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use support::payloads::{self, COUNTER, SMP_COUNTERS, SMP_STARTED};
 use support::{
     boot, clone_of, config, copy_of_memory, end_of, kvm_is_here, set_word, wait_for_heartbeats, wait_until,
     word,
 };
-use vmm::{Error, ErrorKind, Machine, MachineConfig, RestoreOptions, RunState, StopReason, VmState};
+use vmm::{
+    Error, ErrorKind, Machine, MachineConfig, RestoreOptions, RunState, StopReason, VcpuState, VmState,
+};
 
 const TSC_DEADLINE: u32 = 0x6e0;
 
@@ -240,12 +242,8 @@ fn two_vcpus_start_pause_and_go_on_after_a_restore() {
         assert_eq!(counters(&machine), counters(&machine));
     }
     let state = machine.save_state().unwrap();
-    let ids: BTreeSet<u32> = state
-        .vcpus
-        .iter()
-        .map(|vcpu| vcpu.cpuid[0].eax.min(0) + vcpu.id)
-        .collect();
-    assert_eq!(ids, BTreeSet::from([0, 1]));
+    let apic_id = |vcpu: &VcpuState| vcpu.cpuid.iter().find(|leaf| leaf.function == 1).unwrap().ebx >> 24;
+    assert_eq!(state.vcpus.iter().map(apic_id).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(
         word(&machine, SMP_STARTED),
         1,
@@ -357,20 +355,19 @@ fn states_that_kvm_refuses_are_errors() {
     let config = config(payloads::count());
     let machine = paused_after(&config, 10);
     let state = machine.save_state().unwrap();
-    let changes: [(&str, fn(&mut VmState)); 5] = [
-        ("KVM_SET_MP_STATE", |state| state.vcpus[0].mp_state = 77),
-        ("KVM_SET_SREGS", |state| state.vcpus[0].sregs.cr4 = u64::MAX),
-        ("KVM_SET_XSAVE", |state| {
-            state.vcpus[0].xsave.0[512..520].fill(0xff)
-        }),
-        ("KVM_SET_XCRS", |state| drop(state.vcpus[0].xcrs.insert(0, 0))),
-        ("refused msr 0x12345", |state| {
-            drop(state.vcpus[0].msrs.insert(0x12345, 1))
+    type Change = fn(&mut VcpuState);
+    let changes: [(&str, Change); 5] = [
+        ("KVM_SET_MP_STATE", |vcpu| vcpu.mp_state = 77),
+        ("KVM_SET_SREGS", |vcpu| vcpu.sregs.cr4 = u64::MAX),
+        ("KVM_SET_XSAVE", |vcpu| vcpu.xsave.0[512..520].fill(0xff)),
+        ("KVM_SET_XCRS", |vcpu| vcpu.xcrs = BTreeMap::from([(0, 0)])),
+        ("refused msr 0x12345", |vcpu| {
+            vcpu.msrs = BTreeMap::from([(0x12345, 1)])
         }),
     ];
     for (told, change) in changes {
         let mut changed = state.clone();
-        change(&mut changed);
+        change(&mut changed.vcpus[0]);
         let memory = copy_of_memory(&config, &machine);
         let error = Machine::restore(&config, memory, &changed, &RestoreOptions::default()).unwrap_err();
         assert!(error.to_string().contains(told), "{told}: {error}");

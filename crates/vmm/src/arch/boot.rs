@@ -17,14 +17,15 @@ use std::io::{Cursor, Read, Seek};
 use kvm_ioctls::VcpuFd;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, ReadVolatile};
 
 use crate::arch::platform::Capabilities;
 use crate::arch::vcpu_state;
-use crate::config::Kernel;
+use crate::builtin;
+use crate::config::{Kernel, MachineConfig};
 use crate::error::{Error, Result};
 use crate::memory::{HOLE_END, HOLE_START, ranges_of};
 use crate::state::{DescriptorTable, Segment, Sregs};
@@ -48,29 +49,24 @@ const SEGMENT_CODE: u8 = 0xb;
 const SEGMENT_DATA: u8 = 0x3;
 const SEGMENT_TSS: u8 = 0xb;
 
-/// Loads `kernel`, writes the start info, and returns the entry point.
-pub(crate) fn load(memory: &GuestMemoryMmap, kernel: &Kernel, cmdline: &str) -> Result<GuestAddress> {
-    let loaded = match kernel {
+/// Loads what the configuration names, writes the start info, and returns the entry point.
+pub(crate) fn load(memory: &GuestMemoryMmap, config: &MachineConfig) -> Result<GuestAddress> {
+    let missing = Error::InvalidConfig {
+        field: "kernel",
+        rule: "must be given to boot",
+    };
+    let entry = match config.kernel.as_ref().ok_or(missing)? {
         Kernel::Elf(path) => {
             let mut file = File::open(path).map_err(|source| Error::OpenKernel {
                 path: path.clone(),
                 source,
             })?;
-            load_elf(memory, &mut file)
+            load_elf(memory, &mut file)?
         }
-        Kernel::Image(bytes) => load_elf(memory, &mut Cursor::new(bytes.as_slice())),
-    }?;
-    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-        return Err(Error::Kernel {
-            problem: "no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY)".into(),
-        });
+        Kernel::Image(bytes) => load_elf(memory, &mut Cursor::new(bytes.as_slice()))?,
+        Kernel::Builtin(options) => builtin::load(memory, config.cpus, options)?,
     };
-    if !memory.address_in_range(entry) {
-        return Err(Error::Kernel {
-            problem: format!("entry {:#x} is outside guest memory", entry.raw_value()),
-        });
-    }
-    write_start_info(memory, cmdline)?;
+    write_start_info(memory, &config.cmdline)?;
     Ok(entry)
 }
 
@@ -91,13 +87,19 @@ pub(crate) fn set_entry(vcpu: &VcpuFd, capabilities: &Capabilities, entry: Guest
     })
 }
 
-fn load_elf<F: Read + Seek + ReadVolatile>(
-    memory: &GuestMemoryMmap,
-    image: &mut F,
-) -> Result<KernelLoaderResult> {
-    Elf::load(memory, None, image, Some(HIGH_RAM_START)).map_err(|source| Error::Kernel {
+fn load_elf<F: Read + Seek + ReadVolatile>(memory: &GuestMemoryMmap, image: &mut F) -> Result<GuestAddress> {
+    let loaded = Elf::load(memory, None, image, Some(HIGH_RAM_START)).map_err(|source| Error::Kernel {
         problem: source.to_string(),
-    })
+    })?;
+    match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(entry) if memory.address_in_range(entry) => Ok(entry),
+        PvhBootCapability::PvhEntryPresent(entry) => Err(Error::Kernel {
+            problem: format!("entry {:#x} is outside guest memory", entry.raw_value()),
+        }),
+        _ => Err(Error::Kernel {
+            problem: "no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY)".into(),
+        }),
+    }
 }
 
 fn entry_sregs(reset: &Sregs) -> Sregs {
@@ -216,12 +218,16 @@ mod tests {
     #[test]
     fn files_that_are_no_bootable_kernel_are_refused() {
         let memory = create_guest_memory_for(&memory_ranges(2 << 20), Backing::Anonymous, false).unwrap();
+        let with = |kernel| MachineConfig {
+            kernel: Some(kernel),
+            ..MachineConfig::default()
+        };
         let cases: [&[u8]; 3] = [b"", b"\x7fELF", &[0; 4096]];
         for image in cases {
-            let result = load(&memory, &Kernel::Image(image.to_vec()), "");
+            let result = load(&memory, &with(Kernel::Image(image.to_vec())));
             assert!(matches!(result, Err(Error::Kernel { .. })), "{result:?}");
         }
-        let result = load(&memory, &Kernel::Elf("/nonexistent/kernel".into()), "");
+        let result = load(&memory, &with(Kernel::Elf("/nonexistent/kernel".into())));
         assert!(matches!(result, Err(Error::OpenKernel { .. })), "{result:?}");
     }
 }

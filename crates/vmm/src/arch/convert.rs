@@ -24,7 +24,7 @@ macro_rules! same_fields {
             }
         }
 
-        #[expect(clippy::needless_update, reason = "only some of KVM's structures have padding")]
+        #[allow(clippy::needless_update, reason = "only some of KVM's structures have padding")]
         impl From<&$ours> for $kvm {
             fn from(ours: &$ours) -> Self {
                 Self { $($field: ours.$field.into(),)+ ..Self::default() }

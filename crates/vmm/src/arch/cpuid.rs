@@ -89,6 +89,14 @@ pub(crate) fn get(vcpu_id: u32, vcpu: &VcpuFd) -> Result<Vec<CpuidLeaf>> {
     Ok(cpuid.as_slice().iter().map(CpuidLeaf::from).collect())
 }
 
+/// Returns the CPUID that a guest of this host sees, by trying it on a vCPU that has not run yet. That may
+/// be more than KVM says it supports: where it cannot intercept the instruction, it adds what the hardware
+/// answers.
+pub(crate) fn shown(supported: &[CpuidLeaf], vcpu: &VcpuFd) -> Result<Vec<CpuidLeaf>> {
+    set(0, vcpu, &for_vcpu(supported, 0, 1))?;
+    get(0, vcpu)
+}
+
 /// Vendor string, family, model and stepping.
 pub(crate) fn signature(leaves: &[CpuidLeaf]) -> (String, u32, u32, u32) {
     let leaf = |function| {

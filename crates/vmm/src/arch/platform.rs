@@ -1,6 +1,6 @@
 //! What this host and its KVM offer, and whether that is enough for a saved guest.
 
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::arch::{cpuid, features};
 use crate::error::{Error, Result};
@@ -27,6 +27,20 @@ const REQUIRED: [(Cap, &str); 14] = [
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
+
+/// The KVM interface that this crate is written for; it has not changed since 2007.
+const KVM_API_VERSION: i32 = 12;
+
+/// Opens KVM.
+pub(crate) fn open_kvm() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(|error| Error::KvmUnavailable(error.into()))?;
+    if kvm.get_api_version() != KVM_API_VERSION {
+        return Err(Error::MissingCapability {
+            capability: "API version 12",
+        });
+    }
+    Ok(kvm)
+}
 
 /// What KVM offers to one VM.
 #[derive(Clone, Debug)]
@@ -92,6 +106,57 @@ impl Capabilities {
     }
 }
 
+impl PlatformState {
+    /// Checks that this host can run the saved guest, before anything of it is restored.
+    ///
+    /// # Errors
+    /// The host's processor is by another vendor or lacks features, which are named; or KVM is not usable.
+    pub fn check_host(&self) -> Result<()> {
+        let kvm = open_kvm()?;
+        let vm = kvm.create_vm().map_err(|source| Error::Kvm {
+            operation: "KVM_CREATE_VM",
+            source,
+        })?;
+        let capabilities = Capabilities::query(&kvm, &vm)?;
+        let failed = |source| Error::Vcpu {
+            vcpu: 0,
+            operation: "KVM_CREATE_VCPU",
+            source,
+        };
+        let vcpu = vm.create_vcpu(0).map_err(failed)?;
+        check_processor(&self.cpuid, &cpuid::shown(&cpuid::supported(&kvm)?, &vcpu)?)?;
+        check_xsave(
+            usize::try_from(self.xsave_bytes).unwrap_or(usize::MAX),
+            &capabilities,
+        )?;
+        check_tsc(self.tsc_khz, &vcpu, &capabilities).map(|_| ())
+    }
+}
+
+/// Refuses a host that has no room for a vCPU's saved extended registers.
+pub(crate) fn check_xsave(saved_bytes: usize, capabilities: &Capabilities) -> Result<()> {
+    let host_bytes = capabilities.xsave_bytes;
+    if saved_bytes <= host_bytes {
+        Ok(())
+    } else {
+        Err(Error::XsaveTooLarge {
+            saved_bytes,
+            host_bytes,
+        })
+    }
+}
+
+/// Tells whether the frequency of the time stamp counter must be set for a guest; refuses a host where it
+/// must, but cannot.
+pub(crate) fn check_tsc(guest_khz: u32, vcpu: &VcpuFd, capabilities: &Capabilities) -> Result<bool> {
+    let host_khz = vcpu.get_tsc_khz().unwrap_or(0);
+    let differs = tsc_differs(guest_khz, host_khz);
+    if differs && !capabilities.tsc_control {
+        return Err(Error::TscFrequency { guest_khz, host_khz });
+    }
+    Ok(differs)
+}
+
 /// Refuses a host whose processor is of another vendor or lacks a feature that a guest has seen.
 pub(crate) fn check_processor(guest: &[CpuidLeaf], host: &[CpuidLeaf]) -> Result<()> {
     let (guest_vendor, ..) = cpuid::signature(guest);
@@ -111,7 +176,7 @@ pub(crate) fn check_processor(guest: &[CpuidLeaf], host: &[CpuidLeaf]) -> Result
 }
 
 /// Returns whether a guest's time stamp counter would run at another speed than it is used to.
-pub(crate) fn tsc_differs(guest_khz: u32, host_khz: u32) -> bool {
+fn tsc_differs(guest_khz: u32, host_khz: u32) -> bool {
     let (guest, host) = (u64::from(guest_khz), u64::from(host_khz));
     guest != 0 && host != 0 && guest.abs_diff(host) * 1_000_000 > host * TSC_TOLERANCE_PPM
 }

@@ -16,7 +16,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 
 use crate::arch::msr::{IA32_TSC, IA32_TSC_DEADLINE};
-use crate::arch::platform::{Capabilities, tsc_differs};
+use crate::arch::platform::{Capabilities, check_tsc, check_xsave};
 use crate::arch::{cpuid, msr, raw};
 use crate::error::{Error, Result};
 use crate::state::{ByteString, DebugRegs, Regs, Sregs, VcpuEvents, VcpuState};
@@ -90,12 +90,7 @@ pub(crate) fn restore(vcpu: &VcpuFd, capabilities: &Capabilities, state: &VcpuSt
     vcpu.set_regs(&kvm_regs::from(&state.regs))
         .map_err(failed("KVM_SET_REGS"))?;
     set_sregs(id, vcpu, capabilities, &state.sregs)?;
-    if state.xsave.0.len() > capabilities.xsave_bytes {
-        return Err(Error::XsaveTooLarge {
-            saved_bytes: state.xsave.0.len(),
-            host_bytes: capabilities.xsave_bytes,
-        });
-    }
+    check_xsave(state.xsave.0.len(), capabilities)?;
     raw::set_xsave(vcpu, capabilities.xsave_bytes, &state.xsave.0).map_err(failed("KVM_SET_XSAVE"))?;
     vcpu.set_xcrs(&map_to_xcrs(&state.xcrs))
         .map_err(failed("KVM_SET_XCRS"))?;
@@ -208,15 +203,8 @@ pub(crate) fn set_sregs(id: u32, vcpu: &VcpuFd, capabilities: &Capabilities, sre
 
 /// Sets the frequency only if it must change: KVM without KVM_CAP_TSC_CONTROL refuses the call.
 fn restore_tsc_frequency(vcpu: &VcpuFd, capabilities: &Capabilities, state: &VcpuState) -> Result<()> {
-    let host_khz = vcpu.get_tsc_khz().unwrap_or(0);
-    if !tsc_differs(state.tsc_khz, host_khz) {
+    if !check_tsc(state.tsc_khz, vcpu, capabilities)? {
         return Ok(());
-    }
-    if !capabilities.tsc_control {
-        return Err(Error::TscFrequency {
-            guest_khz: state.tsc_khz,
-            host_khz,
-        });
     }
     vcpu.set_tsc_khz(state.tsc_khz).map_err(|source| Error::Vcpu {
         vcpu: state.id,

@@ -8,8 +8,8 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::arch::cpuid;
 use crate::arch::platform::Capabilities;
+use crate::arch::{cpuid, platform};
 use crate::config::MachineConfig;
 use crate::device::{Bus, DebugConsole, DebugExit, I8042, Serial, SharedDevice};
 use crate::error::{Error, Result};
@@ -19,8 +19,6 @@ use crate::run_control::RunControl;
 use crate::state::CpuidLeaf;
 use crate::vcpu::{Surroundings, Vcpu};
 
-/// The KVM interface that this crate is written for; it has not changed since 2007.
-const KVM_API_VERSION: i32 = 12;
 /// Pages that KVM on Intel processors without unrestricted guest mode keeps inside the hole below 4 GiB.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -42,7 +40,7 @@ pub(super) struct Assembly {
     pub(super) devices: Devices,
     pub(super) around: Arc<Surroundings>,
     /// CPUID as KVM supports it on this host.
-    supported_cpuid: Vec<CpuidLeaf>,
+    pub(super) supported_cpuid: Vec<CpuidLeaf>,
 }
 
 /// The devices, and direct ways to those that the machine's owner talks to.
@@ -59,7 +57,7 @@ impl Assembly {
         config.validate()?;
         check_memory(config, &memory)?;
         kick::install_handler()?;
-        let kvm = open_kvm()?;
+        let kvm = platform::open_kvm()?;
         let vm = kvm.create_vm().map_err(|source| Error::Kvm {
             operation: "KVM_CREATE_VM",
             source,
@@ -99,14 +97,6 @@ impl Assembly {
             &cpuid::for_vcpu(&self.supported_cpuid, vcpu.id, cpus),
         )
     }
-
-    /// Returns the CPUID that a guest of this host sees. That may be more than KVM says it supports: where
-    /// it cannot intercept the instruction, it adds what the hardware answers.
-    pub(super) fn shown_cpuid(&self) -> Result<Vec<CpuidLeaf>> {
-        let first = lock(&self.vcpus[0]);
-        self.set_default_cpuid(&first)?;
-        cpuid::get(first.id, &first.fd)
-    }
 }
 
 impl Devices {
@@ -121,16 +111,6 @@ impl Devices {
 /// machine, and its owner must still be able to look at it.
 pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn open_kvm() -> Result<Kvm> {
-    let kvm = Kvm::new().map_err(|error| Error::KvmUnavailable(error.into()))?;
-    if kvm.get_api_version() != KVM_API_VERSION {
-        return Err(Error::MissingCapability {
-            capability: "API version 12",
-        });
-    }
-    Ok(kvm)
 }
 
 fn check_memory(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<()> {

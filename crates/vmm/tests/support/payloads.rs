@@ -70,6 +70,26 @@ payload!(
 );
 
 payload!(
+    /// Looks up the last entry of the memory map; exits with 0x4d if it is RAM of 64 MiB at 4 GiB.
+    high_memory, "payload_high_memory", "payload_high_memory_end",
+    "mov 40(%ebx), %esi",  // memmap_paddr
+    "mov 48(%ebx), %eax",  // memmap_entries
+    "dec %eax",
+    "imul $24, %eax",
+    "add %eax, %esi",
+    "cmpl $0, (%esi)",
+    "jne 1f",
+    "cmpl $1, 4(%esi)",
+    "jne 1f",
+    "cmpl $0x4000000, 8(%esi)",
+    "jne 1f",
+    "cmpl $1, 16(%esi)",
+    "jne 1f",
+    "mov $0x4d, %al",
+    "1: out %al, $0xf4",
+);
+
+payload!(
     /// Asks the keyboard controller for a reset.
     reset, "payload_reset", "payload_reset_end",
     "mov $0xfe, %al",
