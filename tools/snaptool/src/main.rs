@@ -1,4 +1,61 @@
 //! Inspects, verifies, compares and extracts vmsnap snapshot files.
+//!
+//! `cli` says what may be asked; each command has a module of its name and returns an [`Outcome`].
+//! This file turns outcomes and errors into exit codes: 0 good, 1 "no", 2 could not do it. A reader
+//! of our output that has seen enough (a broken pipe) is no error.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod cli;
+mod diff;
+mod extract;
+mod inspect;
+mod interrupt;
+mod open;
+mod output;
+mod progress;
+mod verify;
+mod vmstate;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+/// The answer of a command that could do its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Good,
+    /// Damaged, or different.
+    No,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::No) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            anstream::eprintln!("snaptool: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    interrupt::install()?;
+    match cli.command {
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Restore(args) => extract::run(&args),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

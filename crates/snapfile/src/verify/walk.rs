@@ -48,16 +48,17 @@ pub(super) fn walk(
         stop: AtomicBool::new(false),
         done_bytes: AtomicU64::new(0),
     };
-    let tallies = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..options.threads.get())
-            .map(|_| scope.spawn(|| walk.work()))
-            .collect();
-        let join = |worker: std::thread::ScopedJoinHandle<'_, Result<Tally>>| match worker.join() {
-            Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        workers.into_iter().map(join).collect::<Result<Vec<Tally>>>()
-    })?;
+    let tallies = match options.threads.get() {
+        1 => vec![walk.work()?],
+        threads => std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| walk.work())).collect();
+            let join = |worker: std::thread::ScopedJoinHandle<'_, Result<Tally>>| match worker.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            workers.into_iter().map(join).collect::<Result<Vec<Tally>>>()
+        })?,
+    };
     let walker = walk.walker.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut fingerprint = Fingerprint::default();
     tallies

@@ -1,0 +1,147 @@
+//! The summary: identity, sizes, chunk counts, and the file's own story.
+
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::{Map, Value as Json, json};
+use snapfile::{ChunkCounts, ChunkKind, SectionEntry, SectionKind, Snapshot};
+
+use crate::output::{Output, percent, printable, section_kind, size};
+use crate::vmstate;
+
+/// Prints the summary, one fact per line.
+pub fn print(output: &mut Output, file: &Path, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let header = snapshot.header();
+    let summary = snapshot.summary();
+    output.fact(
+        "file",
+        format_args!("{} ({})", file.display(), size(summary.file_len)),
+    )?;
+    output.fact("format", format_args!("{}.{}", header.major, header.minor))?;
+    output.fact("created", created(header.created_unix_ns))?;
+    output.fact("producer", printable(&header.producer))?;
+    output.fact("architecture", header.architecture)?;
+    output.fact("root digest", summary.root_digest)?;
+    match &header.parent {
+        Some(parent) => {
+            output.fact(
+                "parent",
+                format_args!("{} ({})", parent.root_digest, printable(&parent.hint)),
+            )?;
+        }
+        None => output.fact("parent", "none")?,
+    }
+    let regions = snapshot.memory_map().regions().len();
+    let plural = if regions == 1 { "" } else { "s" };
+    output.fact(
+        "memory",
+        format_args!("{} in {regions} region{plural}", size(header.memory_bytes)),
+    )?;
+    output.fact(
+        "chunks",
+        format_args!(
+            "{} of {}",
+            header.chunk_count,
+            size(u64::from(header.chunk_size.bytes()))
+        ),
+    )?;
+    print_counts(output, &summary.chunks)?;
+    let stored = percent(summary.stored_bytes, header.memory_bytes);
+    output.fact(
+        "stored",
+        format_args!("{} ({stored} of memory)", size(summary.stored_bytes)),
+    )?;
+    output.fact("sections", snapshot.sections().len())?;
+    for kind in [SectionKind::Provenance, SectionKind::Statistics] {
+        for entry in vmstate::parts(snapshot, kind, "") {
+            print_story(output, snapshot, entry)?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints the kinds of chunks that there are.
+pub fn print_counts(output: &mut Output, counts: &ChunkCounts) -> std::io::Result<()> {
+    for kind in ChunkKind::ALL {
+        let count = counts.of(kind);
+        if count > 0 {
+            output.fact(
+                &format!("{} chunks", kind.name()),
+                format_args!("{count} ({})", percent(count, counts.total())),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints a section that is not machine state under the name of its kind.
+fn print_story(output: &mut Output, snapshot: &Snapshot, entry: &SectionEntry) -> anyhow::Result<()> {
+    let payload = snapshot.read_section(entry)?;
+    let key = section_kind(entry.kind);
+    match snapfile::diff::fields(&payload) {
+        Ok(fields) => {
+            for field in fields {
+                // Stories have counts and times, which people read in decimal.
+                let value = match &field.value {
+                    snapfile::diff::FieldValue::Integer(number) => number.to_string(),
+                    value => vmstate::shorten(value),
+                };
+                output.fact(&key, format_args!("{}: {value}", printable(&field.path)))?;
+            }
+        }
+        Err(error) => output.fact(&key, format_args!("not readable: {error}"))?,
+    }
+    Ok(())
+}
+
+/// The summary as the members of a JSON object.
+pub fn to_json(file: &Path, snapshot: &Snapshot) -> Map<String, Json> {
+    let header = snapshot.header();
+    let summary = snapshot.summary();
+    let object = json!({
+        "file": file.display().to_string(),
+        "file_bytes": summary.file_len,
+        "file_id": summary.file_id,
+        "format": {
+            "major": header.major,
+            "minor": header.minor,
+            "incompatible": header.incompatible,
+            "read_only_compatible": header.read_only_compatible,
+            "compatible": header.compatible,
+        },
+        "created": created(header.created_unix_ns),
+        "created_unix_ns": header.created_unix_ns,
+        "producer": header.producer,
+        "architecture": header.architecture.to_string(),
+        "root_digest": summary.root_digest,
+        "parent": header.parent,
+        "memory_bytes": header.memory_bytes,
+        "memory_map": snapshot.memory_map().regions(),
+        "chunk_bytes": header.chunk_size.bytes(),
+        "chunk_count": header.chunk_count,
+        "chunks": summary.chunks,
+        "stored_bytes": summary.stored_bytes,
+    });
+    let Json::Object(object) = object else {
+        return Map::new();
+    };
+    object
+}
+
+/// One entry of the directory.
+pub fn section_json(entry: &SectionEntry) -> Json {
+    json!({
+        "kind": section_kind(entry.kind),
+        "name": entry.name,
+        "version": entry.version,
+        "state": entry.state,
+        "len_bytes": entry.len_bytes,
+        "stored_bytes": entry.stored_len,
+        "offset": entry.offset,
+        "digest": entry.digest,
+    })
+}
+
+fn created(unix_ns: u64) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(unix_ns)).to_string()
+}

@@ -1,0 +1,181 @@
+//! `snaptool verify`: is the file sound, and if not, what is lost.
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Serialize;
+use snapfile::diff::GuestRange;
+use snapfile::verify::{Damage, Depth, VerifyOptions, VerifyReport};
+
+use crate::Outcome;
+use crate::cli::VerifyArgs;
+use crate::open;
+use crate::output::{Output, pages, size};
+use crate::progress::Progress;
+
+/// Guest ranges of a finding that the text form shows.
+const SHOWN_RANGES: usize = 4;
+
+/// Runs the command.
+pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
+    let report = verify(args).with_context(|| args.file.display().to_string())?;
+    let mut output = Output::new();
+    if args.json {
+        output.json(&to_json(args, &report))?;
+    } else {
+        print(args, &report, &mut output)?;
+    }
+    output.finish()?;
+    Ok(if report.is_sound() {
+        Outcome::Good
+    } else {
+        Outcome::No
+    })
+}
+
+fn depth(args: &VerifyArgs) -> Depth {
+    match (args.quick, args.deep) {
+        (true, _) => Depth::Quick,
+        (_, true) => Depth::Deep,
+        _ => Depth::Checksums,
+    }
+}
+
+fn verify(args: &VerifyArgs) -> anyhow::Result<VerifyReport> {
+    let progress = Progress::new("verify");
+    let update = |done, total| progress.update(done, total);
+    let mut options = VerifyOptions {
+        depth: depth(args),
+        max_findings: args.max_findings,
+        progress: Some(&update),
+        ..VerifyOptions::default()
+    };
+    if args.file == Path::new("-") {
+        anyhow::ensure!(!args.quick, "--quick needs a file: a pipe is read front to back");
+        return Ok(snapfile::verify::verify_stream(
+            std::io::stdin().lock(),
+            &options,
+        )?);
+    }
+    let file = File::open(&args.file)?;
+    if args.deep {
+        // A file too damaged to be opened has no parent to follow.
+        options.parent = open::open_with_parents(&args.file, &args.parents)
+            .ok()
+            .and_then(|snapshot| snapshot.parent().cloned());
+    }
+    Ok(snapfile::verify::verify(&file, &options)?)
+}
+
+fn print(args: &VerifyArgs, report: &VerifyReport, output: &mut Output) -> std::io::Result<()> {
+    let file = args.file.display().to_string();
+    for damage in &report.damage {
+        output.fact(&file, describe(damage))?;
+    }
+    if report.omitted > 0 {
+        output.fact(
+            &file,
+            format_args!("damaged: and {} more findings", report.omitted),
+        )?;
+    }
+    if report.is_sound() {
+        let what = match depth(args) {
+            Depth::Quick => "structures",
+            Depth::Deep => "every checksum and digest",
+            _ => "every checksum",
+        };
+        output.fact(
+            &file,
+            format_args!("sound: {what} ({} read)", size(report.checked_bytes)),
+        )?;
+    }
+    Ok(())
+}
+
+/// `damaged: chunk 12 at offset 0x4000: checksum mismatch (spec 8.6); pages 3072-3327 are lost`
+fn describe(damage: &Damage) -> String {
+    let lost: Vec<String> = guest_ranges(damage)
+        .iter()
+        .take(SHOWN_RANGES)
+        .map(pages)
+        .collect();
+    let more = damage.guest.0.len().saturating_sub(SHOWN_RANGES);
+    let more = if more > 0 {
+        format!(" and {more} more ranges")
+    } else {
+        String::new()
+    };
+    let lost = match lost.as_slice() {
+        [] => String::new(),
+        [one] if one.starts_with("page ") => format!("; {one} is lost"),
+        all => format!("; {}{more} are lost", all.join(", ")),
+    };
+    format!(
+        "damaged: {} (spec {}){lost}",
+        damage.problem,
+        damage.problem.clause()
+    )
+}
+
+fn guest_ranges(damage: &Damage) -> Vec<GuestRange> {
+    let range = |range: &std::ops::Range<u64>| GuestRange {
+        guest_address: range.start,
+        len_bytes: range.end.saturating_sub(range.start),
+    };
+    damage.guest.0.iter().map(range).collect()
+}
+
+/// The report, as `--json` shows it.
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    /// `quick`, `checksums` or `deep`.
+    depth: &'static str,
+    sound: bool,
+    file_bytes: u64,
+    checked_bytes: u64,
+    frames: u64,
+    decoded_chunks: u64,
+    damage: Vec<Finding>,
+    /// Findings beyond those listed.
+    omitted: u64,
+}
+
+/// One finding.
+#[derive(Serialize)]
+struct Finding {
+    message: String,
+    /// Name of the broken rule, stable.
+    rule: &'static str,
+    clause: &'static str,
+    /// Where the structure is in the file.
+    offset: Option<u64>,
+    /// Guest memory that is lost with it.
+    guest: Vec<GuestRange>,
+}
+
+fn to_json(args: &VerifyArgs, report: &VerifyReport) -> Report {
+    let finding = |damage: &Damage| Finding {
+        message: damage.problem.to_string(),
+        rule: damage.problem.name(),
+        clause: damage.problem.clause(),
+        offset: damage.problem.offset(),
+        guest: guest_ranges(damage),
+    };
+    Report {
+        file: args.file.display().to_string(),
+        depth: match depth(args) {
+            Depth::Quick => "quick",
+            Depth::Deep => "deep",
+            _ => "checksums",
+        },
+        sound: report.is_sound(),
+        file_bytes: report.file_bytes,
+        checked_bytes: report.checked_bytes,
+        frames: report.frames,
+        decoded_chunks: report.decoded_chunks,
+        damage: report.damage.iter().map(finding).collect(),
+        omitted: report.omitted,
+    }
+}
