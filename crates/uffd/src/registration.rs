@@ -119,7 +119,7 @@ impl<M: MappedRange> Registration<M> {
                 .inner()
                 .remove_write_protection(address as *mut libc::c_void, len, wake)
         });
-        lifted.or_else(|error| self.unless_given_back(error))
+        lifted.or_else(|error| self.unless_given_back(error, bytes))
     }
 
     /// Like [`Registration::unprotect`] with a wake-up, but does not repeat: `false` means that the kernel
@@ -139,7 +139,7 @@ impl<M: MappedRange> Registration<M> {
                 again if is_again(&again) => Ok(false),
                 other => {
                     let error = Error::call("UFFDIO_WRITEPROTECT (lift)", address, len, other);
-                    self.unless_given_back(error).map(|()| true)
+                    self.unless_given_back(error, bytes).map(|()| true)
                 }
             },
         }
@@ -240,16 +240,19 @@ impl<M: MappedRange> Registration<M> {
             outcome = outcome.and(retry("UFFDIO_UNREGISTER", address, len, || {
                 self.uffd.inner().unregister(address as *mut libc::c_void, len)
             }));
+            // The kernel wakes those who wait for missing pages, but not those who wait to write.
+            outcome = outcome.and(self.wake(piece));
         }
         outcome
     }
 
-    /// A lift may fail only while the range is registered: giving it back lifts and wakes by itself.
-    fn unless_given_back(&self, error: Error) -> Result<()> {
+    /// A lift may fail only while the range is registered. Giving it back lifts by itself, but a fault that
+    /// was reported before still waits to be woken.
+    fn unless_given_back(&self, error: Error, bytes: Range<usize>) -> Result<()> {
         if self.active.load(Ordering::Acquire) {
             Err(error)
         } else {
-            Ok(())
+            self.wake(bytes)
         }
     }
 
