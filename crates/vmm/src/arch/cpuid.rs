@@ -155,6 +155,10 @@ fn identify(leaf: &mut CpuidLeaf, id: u32, cpus: u32) {
 
 /// Says which vCPUs share a cache: the third level all of them, the others none.
 fn share_cache(leaf: &mut CpuidLeaf, cpus: u32) {
+    let is_cache = leaf.eax & 0x1f != 0;
+    if !is_cache {
+        return;
+    }
     let level = (leaf.eax >> 5) & 0x7;
     let sharing = if level >= 3 { cpus - 1 } else { 0 };
     let cores = if leaf.function == 0x4 {

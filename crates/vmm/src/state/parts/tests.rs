@@ -6,6 +6,8 @@ use ciborium::Value;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::SerialOutput;
+use crate::device::{DebugConsole, DebugExit, Device, I8042, Serial};
 use crate::memory::MemoryRange;
 use crate::state::{
     ByteString, Clock, CpuidLeaf, DebugRegs, IoApic, Pic, Pit, PitChannel, Regs, Sregs, VcpuEvents,
@@ -354,4 +356,117 @@ proptest! {
         parts[which].cbor.truncate(cut.index(len));
         prop_assert!(VmState::from_parts(&parts).is_err());
     }
+}
+
+/// The document that defines the parts.
+const SPECIFICATION: &str = include_str!("../../../../../fmt-spec/vmstate-v1.md");
+
+/// The tables of the specification: for each structure the names and types of its fields, in order.
+fn specified() -> BTreeMap<String, Vec<(String, String)>> {
+    let mut tables = BTreeMap::new();
+    let mut current: Vec<String> = Vec::new();
+    for line in SPECIFICATION.lines() {
+        if let Some(names) = line.strip_prefix("Fields of ") {
+            current = names.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            tables.extend(current.iter().map(|name| (name.clone(), Vec::new())));
+        } else if let Some(row) = line.strip_prefix("| `") {
+            let mut cells = row.split(" | ");
+            let field = cells.next().unwrap().trim_end_matches('`');
+            let kind = cells.next().unwrap();
+            for name in &current {
+                tables
+                    .get_mut(name)
+                    .unwrap()
+                    .push((field.to_owned(), kind.to_owned()));
+            }
+        } else if line.starts_with('#') {
+            current.clear();
+        }
+    }
+    tables
+}
+
+fn has_type(value: &Value, kind: &str) -> bool {
+    match value {
+        Value::Integer(number) => {
+            let number = i128::from(*number);
+            let unsigned = kind.split(' ').next().and_then(|kind| kind.strip_prefix("uint"));
+            unsigned.map_or(kind == "int64", |bits| {
+                (0..1 << bits.parse::<u32>().unwrap()).contains(&number)
+            })
+        }
+        Value::Text(_) => kind == "text",
+        Value::Bytes(_) => kind == "bytes",
+        Value::Array(_) => kind.starts_with("array"),
+        Value::Map(_) => kind.starts_with("map"),
+        Value::Null => kind.ends_with("or null"),
+        _ => false,
+    }
+}
+
+/// Compares a value with the table of its structure, and those inside it with theirs.
+fn compare(
+    name: &str,
+    value: &Value,
+    tables: &mut BTreeMap<String, Vec<(String, String)>>,
+    seen: &mut Vec<String>,
+) {
+    match value {
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| compare(&format!("{name}[]"), item, tables, seen)),
+        Value::Map(fields) if fields.iter().all(|(key, _)| key.is_text()) => {
+            let table = tables
+                .get(name)
+                .unwrap_or_else(|| panic!("{name} is not in the specification"))
+                .clone();
+            let names: Vec<&str> = fields.iter().filter_map(|(key, _)| key.as_text()).collect();
+            assert_eq!(
+                names,
+                table.iter().map(|(field, _)| field).collect::<Vec<_>>(),
+                "{name}"
+            );
+            seen.push(name.to_owned());
+            for ((field, kind), (_, value)) in table.iter().zip(fields) {
+                assert!(has_type(value, kind), "{name}.{field}: {value:?} is no {kind}");
+                compare(&format!("{name}.{field}"), value, tables, seen);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn the_specification_lists_every_field_in_order_with_its_type_and_no_other() {
+    let devices: [Box<dyn Device>; 4] = [
+        Box::new(Serial::new(&SerialOutput::Null).unwrap()),
+        Box::new(I8042::new()),
+        Box::new(DebugConsole::default()),
+        Box::new(DebugExit::default()),
+    ];
+    let mut state = state();
+    state.platform.cpuid = state.vcpus[0].cpuid.clone();
+    state.vcpus.truncate(1);
+    state.vm.devices.clear();
+    state.devices = devices
+        .iter()
+        .map(|device| DeviceState {
+            name: device.name().into(),
+            version: device.version(),
+            state: device.save().unwrap(),
+        })
+        .collect();
+    let mut tables = specified();
+    let mut seen = Vec::new();
+    for part in state.to_parts().unwrap() {
+        let value = ciborium::from_reader(part.cbor.as_slice()).unwrap();
+        let name = if part.name == "vcpu/0" { "vcpu" } else { &part.name };
+        compare(name, &value, &mut tables, &mut seen);
+    }
+    tables.retain(|name, _| !seen.contains(name));
+    assert!(
+        tables.is_empty(),
+        "only the specification has {:?}",
+        tables.keys()
+    );
 }
