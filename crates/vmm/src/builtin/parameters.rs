@@ -236,78 +236,46 @@ mod tests {
 
     #[test]
     fn options_out_of_range_are_refused_with_their_limits() {
-        let good = BuiltinOptions::default();
-        let refusal = |options: BuiltinOptions, cpus| {
-            Parameters::new(&options, cpus, Room::flat(8 << 20), false)
-                .unwrap_err()
-                .to_string()
-        };
-        let cases = [
-            (refusal(good, 0), "0 vCPUs: the built-in guest uses 1 to 32"),
-            (refusal(good, 33), "33 vCPUs: the built-in guest uses 1 to 32"),
+        type Change = fn(&mut BuiltinOptions);
+        let cases: [(Change, u32, &str); 8] = [
+            (|_| (), 0, "0 vCPUs: the built-in guest uses 1 to 32"),
+            (|_| (), 33, "33 vCPUs: the built-in guest uses 1 to 32"),
             (
-                refusal(
-                    BuiltinOptions {
-                        words_per_step: 0,
-                        ..good
-                    },
-                    1,
-                ),
+                |options| options.words_per_step = 0,
+                1,
                 "0 words per step: must be 1 to 512",
             ),
             (
-                refusal(
-                    BuiltinOptions {
-                        words_per_step: 513,
-                        ..good
-                    },
-                    1,
-                ),
+                |options| options.words_per_step = 513,
+                1,
                 "513 words per step: must be 1 to 512",
             ),
             (
-                refusal(
-                    BuiltinOptions {
-                        incompressible_percent: 101,
-                        ..good
-                    },
-                    1,
-                ),
+                |options| options.incompressible_percent = 101,
+                1,
                 "101 percent incompressible: must be 0 to 100",
             ),
             (
-                refusal(
-                    BuiltinOptions {
-                        rate: WriteRate::PagesPerSecond(0),
-                        ..good
-                    },
-                    1,
-                ),
+                |options| options.rate = WriteRate::PagesPerSecond(0),
+                1,
                 "0 pages per second: must be 1 to 100000000",
             ),
             (
-                refusal(
-                    BuiltinOptions {
-                        working_set_bytes: Some(5 << 20),
-                        ..good
-                    },
-                    1,
-                ),
+                |options| options.working_set_bytes = Some(5 << 20),
+                1,
                 "a working set of 5242880 bytes for 1 vCPUs, in memory with room for 4194304",
             ),
             (
-                refusal(
-                    BuiltinOptions {
-                        working_set_bytes: Some(8192),
-                        ..good
-                    },
-                    3,
-                ),
+                |options| options.working_set_bytes = Some(8192),
+                3,
                 "a working set of 8192 bytes for 3 vCPUs, in memory with room for 4194304",
             ),
         ];
-        for (refusal, expected) in cases {
-            assert_eq!(refusal, expected);
+        for (change, cpus, expected) in cases {
+            let mut options = BuiltinOptions::default();
+            change(&mut options);
+            let refusal = Parameters::new(&options, cpus, Room::flat(8 << 20), false).unwrap_err();
+            assert_eq!(refusal.to_string(), expected);
         }
     }
 }
