@@ -10,7 +10,6 @@ use std::thread;
 use serde::Serialize;
 
 use snapfile::{ChunkNumber, PAGE_SIZE, Snapshot};
-use vmm::VmState;
 use vmm::builtin::{Oracle, OracleReport, VcpuRegisters};
 
 use crate::error::{Error, Result};
@@ -48,7 +47,12 @@ pub fn check(path: impl AsRef<Path>, threads: usize) -> Result<CheckReport> {
     let failed = Error::read(path);
     let snapshot = open(path)?;
     let state = read_state(&snapshot)?;
-    let oracle = Oracle::new(&parameter_page(&snapshot).map_err(failed)?, &registers(&state))?;
+    let registers: Vec<_> = state
+        .vcpus
+        .iter()
+        .map(|vcpu| VcpuRegisters::from(&vcpu.regs))
+        .collect();
+    let oracle = Oracle::new(&parameter_page(&snapshot).map_err(failed)?, &registers)?;
     let threads = match threads {
         0 => thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
@@ -75,18 +79,6 @@ pub fn check(path: impl AsRef<Path>, threads: usize) -> Result<CheckReport> {
         mismatches: found.mismatches.iter().map(ToString::to_string).collect(),
         steps: oracle.steps(),
     })
-}
-
-fn registers(state: &VmState) -> Vec<VcpuRegisters> {
-    let regs = state.vcpus.iter().map(|vcpu| &vcpu.regs);
-    regs.map(|regs| VcpuRegisters {
-        rip: regs.rip,
-        rcx: regs.rcx,
-        rsi: regs.rsi,
-        rdi: regs.rdi,
-        r15: regs.r15,
-    })
-    .collect()
 }
 
 /// The page in which the guest's settings stand; zeros if memory ends before it.

@@ -68,6 +68,9 @@ pub fn restore_with_progress(
         transparent_huge_pages: options.transparent_huge_pages,
         ..MachineConfig::default()
     };
+    if !options.ignore_cpu_features {
+        state.platform.check_host()?;
+    }
     let opened = began.elapsed();
 
     let memory = create_guest_memory_for(&state.vm.memory, options.backing, options.transparent_huge_pages)?;

@@ -30,11 +30,16 @@ impl SnapshotBar {
 
     /// Shows the progress of this moment.
     pub fn show(&self, progress: &SaveProgress) {
+        self.show_beside(progress, "");
+    }
+
+    /// Shows the progress of this moment, and another fact beside it.
+    pub fn show_beside(&self, progress: &SaveProgress, fact: &str) {
         self.0.set_message(phase_text(progress.phase));
         self.0.set_length(progress.memory_bytes);
         self.0.set_position(progress.plain_bytes);
         self.0.set_prefix(format!(
-            "file {}",
+            "file {} {fact}",
             crate::output::human_bytes(progress.file_bytes)
         ));
     }

@@ -38,7 +38,7 @@ pub fn router(vm: Arc<Vm>) -> Router {
 }
 
 async fn status(Shared(vm): SharedVm) -> Answer<Status> {
-    ok(vm.status())
+    ok(on_own_thread(vm, Vm::status).await?)
 }
 
 async fn pause(Shared(vm): SharedVm) -> Answer<StateAnswer> {
@@ -49,17 +49,24 @@ async fn resume(Shared(vm): SharedVm) -> Answer<StateAnswer> {
     change(vm, |vm| vm.switch.resume(&vm.machine)).await
 }
 
-/// Changes the run state on a thread that may wait for vCPUs.
 async fn change(
     vm: Arc<Vm>,
     action: impl FnOnce(&Vm) -> Result<(), snapshot::Error> + Send + 'static,
 ) -> Answer<StateAnswer> {
-    let work = move || action(&vm).map(|()| vm.state());
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(state)) => ok(StateAnswer { state }),
-        Ok(Err(error)) => Err(Refusal::because(StatusCode::CONFLICT, &error)),
-        Err(error) => Err(Refusal::because(StatusCode::INTERNAL_SERVER_ERROR, &error)),
+    let changed = on_own_thread(vm, move |vm| action(vm).map(|()| vm.state())).await?;
+    match changed {
+        Ok(state) => ok(StateAnswer { state }),
+        Err(error) => Err(Refusal::because(StatusCode::CONFLICT, &error)),
     }
+}
+
+/// Does what looks at the machine, and so may wait for its locks, where it holds up no other request.
+async fn on_own_thread<T: Send + 'static>(
+    vm: Arc<Vm>,
+    work: impl FnOnce(&Vm) -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(move || work(&vm)).await;
+    done.map_err(|error| Refusal::because(StatusCode::INTERNAL_SERVER_ERROR, &error))
 }
 
 /// Query of `POST /v1/snapshots`.
@@ -81,7 +88,7 @@ async fn start_snapshot(
     let options = request
         .to_options(vm.name())
         .map_err(|problem| Refusal::new(StatusCode::BAD_REQUEST, problem))?;
-    if vm.state() == State::Stopped {
+    if on_own_thread(Arc::clone(&vm), Vm::state).await? == State::Stopped {
         return Err(Refusal::new(StatusCode::CONFLICT, "the machine has stopped"));
     }
     let ended =
@@ -111,11 +118,13 @@ async fn cancel_snapshot(Shared(vm): SharedVm) -> Answer<SnapshotStatus> {
 }
 
 async fn guest(Shared(vm): SharedVm) -> Answer<GuestStatus> {
-    ok(vm.guest().ok_or_else(not_builtin)?)
+    ok(on_own_thread(vm, Vm::guest).await?.ok_or_else(not_builtin)?)
 }
 
 async fn reset_longest_gap(Shared(vm): SharedVm) -> Answer<GuestStatus> {
-    ok(vm.reset_longest_gap().ok_or_else(not_builtin)?)
+    ok(on_own_thread(vm, Vm::reset_longest_gap)
+        .await?
+        .ok_or_else(not_builtin)?)
 }
 
 fn not_builtin() -> Refusal {
