@@ -288,3 +288,93 @@ fn first_difference(ours: &ChunkLayout, theirs: &ChunkLayout) -> u64 {
 fn to_usize(value: u64) -> usize {
     value as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use snapfile::ChunkSize;
+    use vm_memory::GuestAddress;
+
+    const CHUNK: usize = 64 << 10;
+
+    /// Two regions, the second of an odd number of pages.
+    fn geometry(lens: [usize; 2], chunk: usize) -> Geometry {
+        let ranges = [(GuestAddress(0), lens[0]), (GuestAddress(1 << 32), lens[1])];
+        let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+        let size = ChunkSize::new(u32::try_from(chunk).unwrap()).unwrap();
+        Geometry::new(&memory, &ChunkLayout::new(&memory_map(&memory).unwrap(), size)).unwrap()
+    }
+
+    /// Gives the first region a start that lies `before` bytes below a 2 MiB boundary.
+    fn shifted(mut geometry: Geometry, before: usize) -> Geometry {
+        geometry.regions[0].lead = before;
+        geometry.regions[1].first_run = geometry.regions[0].run_count();
+        geometry.run_count = geometry.regions.iter().map(Region::run_count).sum();
+        geometry
+    }
+
+    /// Spans in order, without gap or overlap, cover every region.
+    fn assert_covers(geometry: &Geometry, spans: impl Iterator<Item = Span>) {
+        let mut ends = vec![0; geometry.regions.len()];
+        for span in spans {
+            assert_eq!(span.bytes.start, ends[span.region]);
+            assert!(span.bytes.end > span.bytes.start);
+            ends[span.region] = span.bytes.end;
+        }
+        let lens: Vec<_> = geometry.regions.iter().map(|region| region.len).collect();
+        assert_eq!(ends, lens);
+    }
+
+    #[test]
+    fn chunks_runs_and_pieces_each_cover_all_memory_once() {
+        for chunk in [4 << 10, CHUNK, RUN] {
+            for lens in [[64 << 20, 4096], [3 << 20, (33 << 20) + 3 * 4096], [4096, 8192]] {
+                for before in [0, chunk, 31 * CHUNK]
+                    .into_iter()
+                    .filter(|before| *before < lens[0])
+                {
+                    let geometry = shifted(geometry(lens, chunk), before);
+                    assert_covers(
+                        &geometry,
+                        (0..geometry.chunk_count()).map(|chunk| geometry.chunk(chunk)),
+                    );
+                    assert_covers(&geometry, (0..geometry.run_count()).map(|run| geometry.run(run)));
+                    assert_covers(&geometry, geometry.pieces());
+                    assert_covers(&geometry, geometry.spans(0..geometry.chunk_count()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn runs_end_where_huge_pages_do() {
+        let geometry = geometry([64 << 20, 64 << 20], CHUNK);
+        for run in (0..geometry.run_count()).map(|run| geometry.run(run)) {
+            let region = geometry.region(run.region);
+            let at_end = run.bytes.end == region.len;
+            assert!(at_end || region.host_address(run.bytes.end).is_multiple_of(RUN));
+        }
+    }
+
+    #[test]
+    fn host_addresses_lead_to_their_chunk() {
+        let geometry = geometry([1 << 20, CHUNK + 4096], CHUNK);
+        for chunk in 0..geometry.chunk_count() {
+            let span = geometry.chunk(chunk);
+            let region = geometry.region(span.region);
+            assert_eq!(
+                geometry.chunk_at(region.host_address(span.bytes.start)),
+                Some(chunk)
+            );
+            assert_eq!(
+                geometry.chunk_at(region.host_address(span.bytes.end - 1)),
+                Some(chunk)
+            );
+        }
+        assert_eq!(geometry.chunk_at(0), None);
+        assert_eq!(
+            geometry.guest_address(geometry.chunk_count() - 1),
+            (1 << 32) + CHUNK as u64
+        );
+    }
+}
