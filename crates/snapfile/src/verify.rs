@@ -136,7 +136,7 @@ pub fn verify(storage: &dyn ReadAt, options: &VerifyOptions<'_>) -> Result<Verif
         report.checked_bytes += index.checked_bytes;
         report.frames += index.leaves;
     } else {
-        check_parent(&structures, options)?;
+        check_parent(&structures, options, &findings)?;
         let index = index::read(storage, &structures, options.depth, &findings)?;
         let walked = walk::walk(storage, &structures, &index, options, &findings)?;
         report.checked_bytes = walked.checked_bytes;
@@ -148,8 +148,8 @@ pub fn verify(storage: &dyn ReadAt, options: &VerifyOptions<'_>) -> Result<Verif
     Ok(report)
 }
 
-/// Refuses to go deep without the parent, and with a wrong one.
-fn check_parent(structures: &Structures, options: &VerifyOptions<'_>) -> Result<()> {
+/// Refuses to go deep without the parent, unless there is damage to report, and with a wrong one.
+fn check_parent(structures: &Structures, options: &VerifyOptions<'_>, findings: &Findings) -> Result<()> {
     let Some(reference) = structures
         .header
         .as_ref()
@@ -163,7 +163,7 @@ fn check_parent(structures: &Structures, options: &VerifyOptions<'_>) -> Result<
             let (expected, found) = (reference.root_digest, parent.root_digest());
             Err(ParentError::RootDigest { expected, found }.into())
         }
-        None if needed => {
+        None if needed && findings.is_empty() => {
             let (root_digest, hint) = (reference.root_digest, reference.hint.clone());
             Err(ParentError::Missing { root_digest, hint }.into())
         }

@@ -1,5 +1,10 @@
 //! Comparing by digest gives what comparing byte by byte gives, whatever the files are cut into.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of these guests are small"
+)]
+
 mod common;
 
 use std::ops::ControlFlow;
@@ -43,10 +48,18 @@ fn fill(content: u8, page: &mut [u8]) {
 fn guest(regions: &[(u64, Vec<Page>)], content: impl Fn(&Page) -> u8) -> Guest {
     let memory = |pages: &Vec<Page>| {
         let mut memory = vec![0; pages.len() * PAGE];
-        memory.chunks_mut(PAGE).zip(pages).for_each(|(bytes, page)| fill(content(page), bytes));
+        memory
+            .chunks_mut(PAGE)
+            .zip(pages)
+            .for_each(|(bytes, page)| fill(content(page), bytes));
         memory
     };
-    Guest::new(regions.iter().map(|(address, pages)| (*address, memory(pages))).collect())
+    Guest::new(
+        regions
+            .iter()
+            .map(|(address, pages)| (*address, memory(pages)))
+            .collect(),
+    )
 }
 
 /// The definition: pages that differ, neighbours joined, and single bytes that differ.
@@ -54,13 +67,18 @@ fn by_bytes(before: &Guest, after: &Guest) -> (Vec<GuestRange>, u64) {
     let mut ranges: Vec<GuestRange> = Vec::new();
     let mut changed = 0;
     for (number, region) in before.map.regions().iter().enumerate() {
-        let pages = before.regions[number].chunks(PAGE).zip(after.regions[number].chunks(PAGE));
+        let pages = before.regions[number]
+            .chunks(PAGE)
+            .zip(after.regions[number].chunks(PAGE));
         for (address, (one, other)) in (region.guest_address..).step_by(PAGE).zip(pages) {
             changed += one.iter().zip(other).filter(|(one, other)| one != other).count() as u64;
             match ranges.last_mut() {
                 _ if one == other => {}
                 Some(last) if last.guest_address + last.len_bytes == address => last.len_bytes += PAGE as u64,
-                _ => ranges.push(GuestRange { guest_address: address, len_bytes: PAGE as u64 }),
+                _ => ranges.push(GuestRange {
+                    guest_address: address,
+                    len_bytes: PAGE as u64,
+                }),
             }
         }
     }
@@ -113,42 +131,105 @@ proptest! {
 
 /// Memory of `pages` pages of which every other one differs from [`plain_guest`]'s.
 fn striped_guest(pages: usize) -> Guest {
-    let page = |number: usize| Page { before: 2, after: if number % 2 == 0 { 3 } else { 2 } };
+    let page = |number: usize| Page {
+        before: 2,
+        after: if number % 2 == 0 { 3 } else { 2 },
+    };
     guest(&[(0, (0..pages).map(page).collect())], |page| page.after)
 }
 
 fn plain_guest(pages: usize) -> Guest {
-    guest(&[(0, vec![Page { before: 2, after: 2 }; pages])], |page| page.before)
+    guest(&[(0, vec![Page { before: 2, after: 2 }; pages])], |page| {
+        page.before
+    })
 }
 
 #[test]
 fn equal_chunks_are_not_decoded() {
     let mut after = plain_guest(4096);
     after.regions[0][5000 * 1000] ^= 1;
-    let (before, after) = (write(&plain_guest(4096), 16, Codec::Raw), write(&after, 16, Codec::Raw));
+    let (before, after) = (
+        write(&plain_guest(4096), 16, Codec::Raw),
+        write(&after, 16, Codec::Raw),
+    );
     let found = compare(&before, &after, DiffOptions::default());
-    assert_eq!((found.memory.decoded_bytes, found.memory.changed_bytes), (65536, Some(1)));
-    assert_eq!(found.memory.ranges, [GuestRange { guest_address: 5000 * 1000 / 4096 * 4096, len_bytes: 4096 }]);
+    assert_eq!(
+        (found.memory.decoded_bytes, found.memory.changed_bytes),
+        (65536, Some(1))
+    );
+    assert_eq!(
+        found.memory.ranges,
+        [GuestRange {
+            guest_address: 5000 * 1000 / 4096 * 4096,
+            len_bytes: 4096
+        }]
+    );
 }
 
 #[test]
 fn the_list_of_ranges_is_bounded_and_the_counts_are_not() {
-    let (before, after) = (write(&plain_guest(10_000), 16, Codec::Raw), write(&striped_guest(10_000), 16, Codec::Raw));
-    let found = compare(&before, &after, DiffOptions { max_ranges: 7, ..DiffOptions::default() });
-    let first: Vec<u64> = found.memory.ranges.iter().map(|range| range.guest_address / 4096).collect();
+    let (before, after) = (
+        write(&plain_guest(10_000), 16, Codec::Raw),
+        write(&striped_guest(10_000), 16, Codec::Raw),
+    );
+    let found = compare(
+        &before,
+        &after,
+        DiffOptions {
+            max_ranges: 7,
+            ..DiffOptions::default()
+        },
+    );
+    let first: Vec<u64> = found
+        .memory
+        .ranges
+        .iter()
+        .map(|range| range.guest_address / 4096)
+        .collect();
     assert_eq!(first, [0, 2, 4, 6, 8, 10, 12]);
-    assert_eq!((found.memory.range_count, found.memory.differing_bytes), (5000, 5000 * 4096));
+    assert_eq!(
+        (found.memory.range_count, found.memory.differing_bytes),
+        (5000, 5000 * 4096)
+    );
 }
 
 #[test]
 fn regions_that_only_one_snapshot_has_are_named_and_the_others_compared() {
     let shared = (0, vec![Page { before: 2, after: 3 }; 4]);
-    let before = guest(&[shared.clone(), (0x10_0000, vec![Page { before: 2, after: 2 }; 2])], |page| page.before);
-    let after = guest(&[shared, (0x20_0000, vec![Page { before: 2, after: 2 }; 2])], |page| page.after);
-    let found = compare(&write(&before, 12, Codec::Raw), &write(&after, 16, Codec::Raw), DiffOptions::default());
-    assert_eq!(found.regions_only_before, [MemoryRegion { guest_address: 0x10_0000, len_bytes: 8192 }]);
-    assert_eq!(found.regions_only_after, [MemoryRegion { guest_address: 0x20_0000, len_bytes: 8192 }]);
-    assert_eq!(found.memory.ranges, [GuestRange { guest_address: 0, len_bytes: 16384 }]);
+    let before = guest(
+        &[shared.clone(), (0x10_0000, vec![Page { before: 2, after: 2 }; 2])],
+        |page| page.before,
+    );
+    let after = guest(
+        &[shared, (0x20_0000, vec![Page { before: 2, after: 2 }; 2])],
+        |page| page.after,
+    );
+    let found = compare(
+        &write(&before, 12, Codec::Raw),
+        &write(&after, 16, Codec::Raw),
+        DiffOptions::default(),
+    );
+    assert_eq!(
+        found.regions_only_before,
+        [MemoryRegion {
+            guest_address: 0x10_0000,
+            len_bytes: 8192
+        }]
+    );
+    assert_eq!(
+        found.regions_only_after,
+        [MemoryRegion {
+            guest_address: 0x20_0000,
+            len_bytes: 8192
+        }]
+    );
+    assert_eq!(
+        found.memory.ranges,
+        [GuestRange {
+            guest_address: 0,
+            len_bytes: 16384
+        }]
+    );
     assert!(!found.same_state);
 }
 
@@ -157,24 +238,49 @@ fn a_missing_parent_is_needed_by_page_but_not_by_chunk() {
     let base = write(&plain_guest(256), 16, Codec::Raw);
     let mut later = plain_guest(256);
     later.regions[0][0] ^= 1;
-    let parent = Parent { snapshot: Arc::new(open(&base).unwrap()), hint: String::new() };
-    let options = WriterOptions { parent: Some(parent), fixed_identity: None, ..fixed_options(65536, Codec::Raw) };
+    let parent = Parent {
+        snapshot: Arc::new(open(&base).unwrap()),
+        hint: String::new(),
+    };
+    let options = WriterOptions {
+        parent: Some(parent),
+        fixed_identity: None,
+        ..fixed_options(65536, Codec::Raw)
+    };
     let child = later.write(options).0;
     let other = write(&striped_guest(256), 16, Codec::Raw);
     let (child, other) = (open(&child).unwrap(), open(&other).unwrap());
     let by_page = diff(&child, &other, &DiffOptions::default());
-    assert!(matches!(by_page, Err(Error::Parent(ParentError::Missing { .. }))), "{by_page:?}");
-    let by_chunk = DiffOptions { granularity: Granularity::Chunk, ..DiffOptions::default() };
+    assert!(
+        matches!(by_page, Err(Error::Parent(ParentError::Missing { .. }))),
+        "{by_page:?}"
+    );
+    let by_chunk = DiffOptions {
+        granularity: Granularity::Chunk,
+        ..DiffOptions::default()
+    };
     assert_eq!(diff(&child, &other, &by_chunk).unwrap().memory.range_count, 1);
     let child = child.with_parent(Arc::new(open(&base).unwrap())).unwrap();
-    assert_eq!(diff(&child, &other, &DiffOptions::default()).unwrap().memory.range_count, 128);
+    assert_eq!(
+        diff(&child, &other, &DiffOptions::default())
+            .unwrap()
+            .memory
+            .range_count,
+        128
+    );
 }
 
 #[test]
 fn the_callback_can_stop_it() {
-    let (before, after) = (write(&plain_guest(256), 16, Codec::Raw), write(&striped_guest(256), 16, Codec::Raw));
+    let (before, after) = (
+        write(&plain_guest(256), 16, Codec::Raw),
+        write(&striped_guest(256), 16, Codec::Raw),
+    );
     let stop = |_, _| ControlFlow::Break(());
-    let options = DiffOptions { progress: Some(&stop), ..DiffOptions::default() };
+    let options = DiffOptions {
+        progress: Some(&stop),
+        ..DiffOptions::default()
+    };
     let outcome = diff(&open(&before).unwrap(), &open(&after).unwrap(), &options);
     assert!(matches!(outcome, Err(Error::Cancelled)));
 }
@@ -185,7 +291,15 @@ fn with_sections(sections: &[(SectionKind, &str, &[u8])]) -> Vec<u8> {
     writer.put_zero(0..1).unwrap();
     for (kind, name, payload) in sections {
         let (kind, name, payload) = (*kind, (*name).to_owned(), payload.to_vec());
-        writer.put_section(&Section { kind, name, version: 1, encoding: Encoding::Cbor, payload }).unwrap();
+        writer
+            .put_section(&Section {
+                kind,
+                name,
+                version: 1,
+                encoding: Encoding::Cbor,
+                payload,
+            })
+            .unwrap();
     }
     writer.finish().unwrap().0
 }
@@ -194,8 +308,14 @@ fn with_sections(sections: &[(SectionKind, &str, &[u8])]) -> Vec<u8> {
 fn registers_are_named_and_the_story_of_a_file_is_no_difference_of_state() {
     use SectionKind::{Provenance, VmState};
     let rip = |value: u8| [b"\xa1\x64regs\xa2\x63rip\x18", &[value][..], b"\x63rax\x01"].concat();
-    let before = with_sections(&[(VmState, "vcpu/0", &rip(0x10)), (Provenance, "", b"\xa1\x61t\x01")]);
-    let told_later = with_sections(&[(VmState, "vcpu/0", &rip(0x10)), (Provenance, "", b"\xa1\x61t\x02")]);
+    let before = with_sections(&[
+        (VmState, "vcpu/0", &rip(0x10)),
+        (Provenance, "", b"\xa1\x61t\x01"),
+    ]);
+    let told_later = with_sections(&[
+        (VmState, "vcpu/0", &rip(0x10)),
+        (Provenance, "", b"\xa1\x61t\x02"),
+    ]);
     let moved = with_sections(&[(VmState, "vcpu/0", &rip(0x20)), (VmState, "device/new", b"\xa0")]);
 
     let found = compare(&before, &told_later, DiffOptions::default());
@@ -203,12 +323,24 @@ fn registers_are_named_and_the_story_of_a_file_is_no_difference_of_state() {
     assert_eq!((found.sections.len(), found.sections[0].is_state()), (1, false));
 
     let found = compare(&before, &moved, DiffOptions::default());
-    let keys: Vec<_> = found.sections.iter().map(|section| section.key().unwrap()).collect();
+    let keys: Vec<_> = found
+        .sections
+        .iter()
+        .map(|section| section.key().unwrap())
+        .collect();
     assert!(!found.same_state);
-    assert_eq!(keys, [(VmState, "vcpu/0"), (VmState, "device/new"), (Provenance, "")]);
-    let [change] = &found.sections[0].fields.as_ref().unwrap()[..] else { panic!("one register moved") };
+    assert_eq!(
+        keys,
+        [(VmState, "vcpu/0"), (VmState, "device/new"), (Provenance, "")]
+    );
+    let [change] = &found.sections[0].fields.as_ref().unwrap()[..] else {
+        panic!("one register moved")
+    };
     assert_eq!(change.path, "regs.rip");
-    assert_eq!((&change.before, &change.after), (&Some(FieldValue::Integer(0x10)), &Some(FieldValue::Integer(0x20))));
+    assert_eq!(
+        (&change.before, &change.after),
+        (&Some(FieldValue::Integer(0x10)), &Some(FieldValue::Integer(0x20)))
+    );
 }
 
 #[test]

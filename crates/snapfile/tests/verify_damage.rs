@@ -1,5 +1,10 @@
 //! Whatever is done to a file, verifying it says so, and nothing panics.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of these guests are small"
+)]
+
 mod common;
 
 use common::{Guest, fixed_options};

@@ -1,5 +1,10 @@
 //! What a report says: the structure, the clause, the guest memory that is lost, and all of it.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of these guests are small"
+)]
+
 mod common;
 
 use std::io;

@@ -65,7 +65,7 @@ pub struct InspectArgs {
     pub sections: bool,
 
     /// Print the vmstate of every part, or of the parts whose name starts with PART.
-    #[arg(long, value_name = "PART", num_args = 0..=1, default_missing_value = "")]
+    #[arg(long, value_name = "PART", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub vmstate: Option<String>,
 
     /// Print the index entry of every chunk; with --json one object per line.
@@ -90,7 +90,7 @@ Examples:
   snaptool inspect vm.vmsnap
   snaptool inspect --picture --map vm.vmsnap
   snaptool inspect --vmstate vm.vmsnap | grep regs.rip
-  snaptool inspect --vmstate vcpu/0 --json vm.vmsnap | jq .vmstate
+  snaptool inspect --vmstate=vcpu/0 --json vm.vmsnap | jq .vmstate
   snaptool inspect --chunks --json vm.vmsnap | jq -c 'select(.kind == \"data\")'
 
 Numbers in the text form are rounded; --json has exact bytes.";

@@ -48,17 +48,7 @@ fn compare(args: &DiffArgs, before: &Snapshot, after: &Snapshot) -> anyhow::Resu
         progress: Some(&update),
         ..DiffOptions::default()
     };
-    diff(before, after, &options).map_err(|error| {
-        let advice = match &error {
-            snapfile::Error::Parent(_) => open::parent_advice(before).or_else(|| open::parent_advice(after)),
-            _ => None,
-        };
-        let error = anyhow::Error::from(error);
-        match advice {
-            Some(advice) => error.context(format!("{advice}, or use --by-chunk")),
-            None => error,
-        }
-    })
+    Ok(diff(before, after, &options)?)
 }
 
 fn print(args: &DiffArgs, found: &Diff, output: &mut Output) -> std::io::Result<()> {

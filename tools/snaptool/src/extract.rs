@@ -55,7 +55,7 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
     let targets: Vec<&Target> = memory.iter().chain(&core).collect();
     if !targets.is_empty() {
         let progress = Progress::new("restore");
-        memory::extract(&snapshot, &targets, &progress).map_err(|error| explain(error, args, &snapshot))?;
+        memory::extract(&snapshot, &targets, &progress).with_context(|| args.file.display().to_string())?;
     }
     let mut written = Vec::new();
     for (what, target) in [("memory", memory), ("elf_core", core)] {
@@ -94,14 +94,6 @@ fn vmstate_text(snapshot: &Snapshot) -> anyhow::Result<String> {
         "disks": vmstate::sections_json(snapshot, SectionKind::DiskTable, "")?,
     });
     Ok(serde_json::to_string_pretty(&document)?)
-}
-
-fn explain(error: anyhow::Error, args: &RestoreArgs, snapshot: &Snapshot) -> anyhow::Error {
-    let error = error.context(args.file.display().to_string());
-    match open::parent_advice(snapshot) {
-        Some(advice) => error.context(advice),
-        None => error,
-    }
 }
 
 fn report(mut output: Output, args: &RestoreArgs, written: &[Written]) -> anyhow::Result<()> {

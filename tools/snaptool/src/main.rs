@@ -20,6 +20,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use snapfile::ParentError;
 
 use cli::{Cli, Command};
 
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
         Ok(Outcome::No) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            anstream::eprintln!("snaptool: {error:#}");
+            anstream::eprintln!("snaptool: {error:#}{}", advice(&error));
             ExitCode::from(2)
         }
     }
@@ -50,6 +51,23 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Verify(args) => verify::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Restore(args) => extract::run(&args),
+    }
+}
+
+/// The clause that a file breaks, and what the user can do about a missing parent.
+fn advice(error: &anyhow::Error) -> String {
+    let cause = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<snapfile::Error>());
+    match cause {
+        Some(snapfile::Error::Parent(ParentError::Missing { .. })) => {
+            "; name it with --parent or --parent-dir".to_owned()
+        }
+        Some(cause) => cause
+            .clause()
+            .map(|clause| format!(" (spec {clause})"))
+            .unwrap_or_default(),
+        None => String::new(),
     }
 }
 

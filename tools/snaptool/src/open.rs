@@ -21,8 +21,7 @@ pub fn open(path: &Path) -> anyhow::Result<Snapshot> {
 
 /// Opens a snapshot and those of its parents that can be found.
 ///
-/// A parent that is not found is no error here: it may not be needed. [`parent_advice`] explains it
-/// when it was.
+/// A parent that is not found is no error here: it may not be needed.
 pub fn open_with_parents(path: &Path, args: &ParentArgs) -> anyhow::Result<Snapshot> {
     let mut candidates = HashMap::new();
     for file in &args.files {
@@ -79,18 +78,4 @@ fn find_by_hint(
             let snapshot = Snapshot::open(&path).ok()?;
             (snapshot.root_digest() == *root_digest).then_some((path, snapshot))
         })
-}
-
-/// What to do about the first parent in the chain that was not found, if there is one.
-pub fn parent_advice(snapshot: &Snapshot) -> Option<String> {
-    let mut last = snapshot;
-    while let Some(parent) = last.parent() {
-        last = parent;
-    }
-    let missing = last.header().parent.as_ref()?;
-    let hint = crate::output::printable(&missing.hint);
-    Some(format!(
-        "the parent with root digest {} was not found (it was {hint:?}); give it with --parent",
-        missing.root_digest
-    ))
 }

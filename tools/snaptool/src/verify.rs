@@ -59,11 +59,11 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<VerifyReport> {
         )?);
     }
     let file = File::open(&args.file)?;
-    if args.deep {
-        // A file too damaged to be opened has no parent to follow.
-        options.parent = open::open_with_parents(&args.file, &args.parents)
-            .ok()
-            .and_then(|snapshot| snapshot.parent().cloned());
+    // A file too damaged to be opened has no parent to follow.
+    if args.deep && snapfile::Snapshot::open(&args.file).is_ok() {
+        options.parent = open::open_with_parents(&args.file, &args.parents)?
+            .parent()
+            .cloned();
     }
     Ok(snapfile::verify::verify(&file, &options)?)
 }

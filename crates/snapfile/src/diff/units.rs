@@ -11,6 +11,10 @@ use crate::error::Result;
 use crate::memory_map::{ChunkNumber, ChunkSize};
 use crate::reader::{Decoder, Snapshot};
 
+/// Binary logarithm of the bytes of a digest leaf.
+const LEAF_LOG2: u8 = 14;
+const _: () = assert!(LEAF_BYTES == 1 << LEAF_LOG2);
+
 /// Returns the binary logarithm of the units in which snapshots with these chunk sizes compare.
 ///
 /// Chunks smaller than a digest leaf have digests of a different nature than larger ones, so
@@ -20,7 +24,7 @@ pub(super) fn unit_log2(before: ChunkSize, after: ChunkSize) -> u8 {
     if before == after {
         larger
     } else {
-        larger.max(LEAF_BYTES.ilog2() as u8)
+        larger.max(LEAF_LOG2)
     }
 }
 

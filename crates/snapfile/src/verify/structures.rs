@@ -282,7 +282,7 @@ impl Structures {
 /// Reads the frame header at `offset` and makes sure that the frame lies within the file.
 pub(super) fn read_frame_header(storage: &dyn ReadAt, file_bytes: u64, offset: u64) -> Result<FrameInfo> {
     let fits = |len_bytes: u64| offset.checked_add(len_bytes).is_some_and(|end| end <= file_bytes);
-    if !fits(FRAME_HEADER_LEN) || offset % 8 != 0 {
+    if !fits(FRAME_HEADER_LEN) || !offset.is_multiple_of(8) {
         return Err(Corruption::FrameMagic { offset }.into());
     }
     let mut bytes = [0; FrameHeader::LEN];
