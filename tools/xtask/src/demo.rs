@@ -103,7 +103,7 @@ fn snapshots(workshop: &Workshop, machine: &Machine) -> Result<Story> {
         machine,
         "snapvm snapshot --api-sock vm.sock second.vmsnap",
     )?;
-    differ(workshop, "snaptool diff first.vmsnap second.vmsnap")?;
+    differ(workshop, "snaptool diff --limit 4 first.vmsnap second.vmsnap")?;
     println!("\nFor comparison, the guest stopped while all is written:");
     let stop = take_with_view(
         workshop,
@@ -163,7 +163,8 @@ fn glance(machine: &Machine, last: &mut Look) -> Result<()> {
         );
         let filled = usize::try_from(done * 20 / total)?.min(20);
         println!(
-            "  [{}{}] {:>3} %  file {:>8}  writes that waited {:>7}  guest {:>9} pages",
+            "  {:<10} [{}{}] {:>3} %  file {:>8}  waits {:>6}  guest {:>9} pages",
+            progress["phase"].as_str().unwrap_or_default(),
             "#".repeat(filled),
             ".".repeat(20 - filled),
             done * 100 / total,
