@@ -3,6 +3,7 @@
 mod consistency;
 mod failure;
 mod guest;
+mod huge_pages;
 mod kernel_writer;
 mod restore;
 mod sink;
