@@ -9,7 +9,7 @@
 //!
 //! The program is one blob for every setting; settings stand in a *parameter page* that the loader
 //! writes and from which the oracle reads them back. [`load`] places the guest in the memory of a
-//! machine, [`elf`] makes a PVH kernel file of it. Starting vCPUs is left to the machine.
+//! machine, [`elf()`] makes a PVH kernel file of it. Starting vCPUs is left to the machine.
 
 mod content;
 mod control_area;
@@ -27,11 +27,11 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use content::{Content, ZERO_PAGE};
-use control_area::ControlArea;
-use layout::{CODE, PARAMETERS, TRAMPOLINE};
-use parameters::{Parameters, Room};
-use sequence::Position;
+use crate::builtin::content::{Content, ZERO_PAGE};
+use crate::builtin::control_area::ControlArea;
+use crate::builtin::layout::{CODE, PARAMETERS, TRAMPOLINE};
+use crate::builtin::parameters::{Parameters, Room};
+use crate::builtin::sequence::Position;
 
 pub use elf::elf;
 pub use mailbox::Mailbox;
@@ -169,7 +169,7 @@ pub fn load(
 
 /// Tells whether the built-in guest is in `memory`, and the number of its vCPUs.
 ///
-/// A guest that was booted from [`elf`] is found as well.
+/// A guest that was booted from [`elf()`] is found as well.
 #[must_use]
 pub fn detect(memory: &GuestMemoryMmap) -> Option<u32> {
     parameters_in(memory).ok().map(|parameters| parameters.cpus)
@@ -183,30 +183,19 @@ fn parameters_in(memory: &GuestMemoryMmap) -> Result<Parameters, OracleError> {
     Parameters::decode(&page)
 }
 
-/// Fills a range of the working set with its content after round 0.
+/// Fills a range of the working set's pages with their content after round 0.
 fn fill(memory: &GuestMemoryMmap, content: Content<'_>, range: Range<u64>) -> Result<(), BuiltinError> {
     let parameters = content.parameters;
     let strides = parameters.strides();
     let pages = parameters.pages_per_cpu;
-    let mut positions = (0..parameters.cpus)
-        .map(|cpu| {
-            (
-                cpu,
-                Position::new(&strides, pages, parameters.round_seed(cpu), pages),
-            )
-        })
-        .collect::<Vec<_>>();
     let mut page = ZERO_PAGE;
-    for (cpu, position) in positions.drain(..) {
-        let part = u64::from(cpu) * pages..(u64::from(cpu) + 1) * pages;
-        for number in part.start.max(range.start)..part.end.min(range.end) {
+    for cpu in 0..parameters.cpus {
+        let after_round_0 = Position::new(&strides, pages, parameters.round_seed(cpu), pages);
+        let first = u64::from(cpu) * pages;
+        for number in first.max(range.start)..(first + pages).min(range.end) {
+            let step = after_round_0.last_step(number - first);
             content.fill(number, &mut page);
-            content.write(
-                cpu,
-                position.last_step(number - part.start),
-                parameters.words_per_step,
-                &mut page,
-            );
+            content.write(cpu, step, parameters.words_per_step, &mut page);
             write(memory, parameters.page_address(number), &page)?;
         }
     }

@@ -4,9 +4,9 @@
 //! fills every page of the working set so, then writes round 0 into it; each step after that writes a
 //! stamp and some words copied from the pattern table, always at the same place of the page.
 
-use super::layout::{PAGE_LEN, SOURCE_SHIFT, TABLE_LEN, TABLE_STARTS, index};
-use super::parameters::Parameters;
-use super::sequence::mix;
+use crate::builtin::layout::{PAGE_LEN, SOURCE_SHIFT, TABLE_LEN, TABLE_STARTS, index};
+use crate::builtin::parameters::Parameters;
+use crate::builtin::sequence::mix;
 
 /// A page of guest memory on the host's side.
 pub(crate) type Page = [u8; PAGE_LEN];
@@ -47,7 +47,10 @@ const VOCABULARY: [&str; 32] = [
     "completed",
     "in_progress",
 ];
+/// Text pages are put together from slices of the table of this many bytes.
 const SLICE_LEN: usize = 256;
+/// So many neighbouring pages are of one kind, since real memory is not mixed page by page.
+const GROUP_PAGES: u64 = 16;
 
 /// Makes the pattern table: random words in the first part, text in the rest.
 pub(crate) fn pattern_table(parameters: &Parameters) -> Vec<u8> {
@@ -77,8 +80,9 @@ impl Content<'_> {
             page.fill(0);
             return;
         }
-        let hash = mix(self.parameters.seed.rotate_left(32) ^ number);
-        if hash % 100 < u64::from(self.parameters.incompressible_percent) {
+        let seed = self.parameters.seed.rotate_left(32);
+        let hash = mix(seed ^ number);
+        if mix(!seed ^ (number / GROUP_PAGES)) % 100 < u64::from(self.parameters.incompressible_percent) {
             fill_random(hash, page);
             return;
         }
@@ -132,9 +136,9 @@ fn fill_text(seed: u64, out: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::layout::PAGE_SIZE;
-    use super::super::{BuiltinOptions, parameters::Room};
     use super::*;
+    use crate::builtin::layout::PAGE_SIZE;
+    use crate::builtin::{BuiltinOptions, parameters::Room};
 
     fn parameters(incompressible_percent: u8) -> Parameters {
         let options = BuiltinOptions {
@@ -154,7 +158,7 @@ mod tests {
                 table: &table,
             };
             let mut page = ZERO_PAGE;
-            let random = (0..1000).filter(|number| {
+            let random = (0..1000 * GROUP_PAGES).step_by(16).filter(|number| {
                 content.fill(*number, &mut page);
                 !page.is_ascii()
             });

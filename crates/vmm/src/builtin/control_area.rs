@@ -3,13 +3,13 @@
 //! Accessed and dirty bits are set in advance in page tables and descriptors, so that no processor has
 //! a reason to write there: all of the area but the vCPUs' own pages stays as it was loaded.
 
-use super::content;
-use super::layout::{
+use crate::builtin::content;
+use crate::builtin::layout::{
     self, CODE, CONTROL_END, CPU_PAGES, IDENTITY_LEN, IDENTITY_TABLES, IDT, LARGE_PAGE, PAGE_SIZE,
     PARAMETERS, PML4, TABLE, WINDOW, WINDOW_TABLES, index,
 };
-use super::parameters::Parameters;
-use super::payload::{self, STUB_LEN};
+use crate::builtin::parameters::Parameters;
+use crate::builtin::payload::{self, STUB_LEN};
 
 /// Bytes that one entry of the root maps.
 const TABLE_SPAN: u64 = 512 << 30;
@@ -152,9 +152,9 @@ impl ProgramAddresses {
 
 #[cfg(test)]
 mod tests {
-    use super::super::BuiltinOptions;
-    use super::super::parameters::Room;
     use super::*;
+    use crate::builtin::BuiltinOptions;
+    use crate::builtin::parameters::Room;
 
     /// Translates a guest virtual address as a processor does.
     fn translate(area: &ControlArea, address: u64) -> u64 {

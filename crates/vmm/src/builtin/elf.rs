@@ -3,10 +3,10 @@
 //! One segment holds the control area. The working set is not in the file; the guest takes it as it
 //! finds it, zero. Only the fields that loaders read are meaningful: there are no section headers.
 
-use super::control_area::ControlArea;
-use super::layout::{CODE, PAGE_SIZE, index};
-use super::parameters::{Parameters, Room};
-use super::{BuiltinError, BuiltinOptions};
+use crate::builtin::control_area::ControlArea;
+use crate::builtin::layout::{CODE, PAGE_SIZE, index};
+use crate::builtin::parameters::{Parameters, Room};
+use crate::builtin::{BuiltinError, BuiltinOptions};
 
 const HEADER_LEN: u16 = 64;
 const PROGRAM_HEADER_LEN: u16 = 56;
@@ -23,7 +23,7 @@ const USABLE_END: u64 = 2 << 30;
 ///
 /// # Errors
 ///
-/// The same as for [`super::load`].
+/// The same as for [`crate::builtin::load`].
 pub fn elf(options: &BuiltinOptions, cpus: u32, memory_bytes: u64) -> Result<Vec<u8>, BuiltinError> {
     let room = Room::flat(memory_bytes.min(USABLE_END));
     let parameters = Parameters::new(options, cpus, room, true)?;

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::BuiltinError;
-use super::layout::{CPU_PAGES, PAGE_SIZE, mailbox};
+use crate::builtin::BuiltinError;
+use crate::builtin::layout::{CPU_PAGES, PAGE_SIZE, mailbox};
 
 /// The guest stores its stamp, whose top byte is the vCPU.
 const CPU_IN_STAMP: u64 = 0xff << 56;

@@ -12,12 +12,14 @@ use std::thread;
 use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::BuiltinError;
-use super::content::{Content, Page, ZERO_PAGE};
-use super::control_area::{self, ControlArea, ProgramAddresses};
-use super::layout::{BOOT_AREA_END, CODE, CONTROL_END, PAGE_SIZE, PARAMETERS, STRIDES, TABLE, TRAMPOLINE};
-use super::parameters::Parameters;
-use super::sequence::{Position, Stride};
+use crate::builtin::BuiltinError;
+use crate::builtin::content::{Content, Page, ZERO_PAGE};
+use crate::builtin::control_area::{self, ControlArea, ProgramAddresses};
+use crate::builtin::layout::{
+    BOOT_AREA_END, CODE, CONTROL_END, PAGE_SIZE, PARAMETERS, STRIDES, TABLE, TRAMPOLINE,
+};
+use crate::builtin::parameters::Parameters;
+use crate::builtin::sequence::{Position, Stride};
 
 pub use report::{Mismatch, OracleError, OracleReport, PageKind};
 
@@ -78,7 +80,12 @@ struct Part {
 /// What a page has to be.
 enum Expected<'a> {
     Bytes(PageKind, &'a [u8]),
-    WorkingSet { cpu: u32, step: u64 },
+    /// Page `page` of a vCPU's part, whose last complete write was by `step`.
+    WorkingSet {
+        cpu: u32,
+        page: u64,
+        step: u64,
+    },
     Unknown,
 }
 
@@ -102,7 +109,7 @@ impl Oracle {
     ///
     /// As [`Oracle::new`]; memory without a parameter page is memory without the guest.
     pub fn of_memory(memory: &GuestMemoryMmap, vcpus: &[VcpuRegisters]) -> Result<Self, OracleError> {
-        Self::with_parameters(super::parameters_in(memory)?, vcpus)
+        Self::with_parameters(crate::builtin::parameters_in(memory)?, vcpus)
     }
 
     fn with_parameters(parameters: Parameters, vcpus: &[VcpuRegisters]) -> Result<Self, OracleError> {
@@ -145,8 +152,8 @@ impl Oracle {
                 return;
             }
             Expected::Bytes(kind, bytes) => (kind, bytes),
-            Expected::WorkingSet { cpu, step } => {
-                self.fill_expected(gpa, cpu, step, &mut expected_page);
+            Expected::WorkingSet { cpu, page, step } => {
+                self.fill_expected(cpu, page, step, &mut expected_page);
                 (PageKind::WorkingSet { cpu, step }, &expected_page)
             }
         };
@@ -225,10 +232,8 @@ impl Oracle {
         if let Some(number) = self.parameters.page_number(gpa) {
             let cpu = u32::try_from(number / self.parameters.pages_per_cpu).expect("below the vCPU count");
             let page = number % self.parameters.pages_per_cpu;
-            return Expected::WorkingSet {
-                cpu,
-                step: self.parts[cpu as usize].position.last_step(page),
-            };
+            let step = self.parts[cpu as usize].position.last_step(page);
+            return Expected::WorkingSet { cpu, page, step };
         }
         if gpa == TRAMPOLINE && !self.parameters.starts_zero {
             return Expected::Bytes(PageKind::Control, self.area.trampoline_page());
@@ -247,19 +252,15 @@ impl Oracle {
 
     /// Makes a page of the working set: the loader's content, the last complete step's write, and the
     /// first words of the current step's if it is the page's.
-    fn fill_expected(&self, gpa: u64, cpu: u32, step: u64, out: &mut Page) {
+    fn fill_expected(&self, cpu: u32, page: u64, step: u64, out: &mut Page) {
         let content = Content {
             parameters: &self.parameters,
             table: self.area.table(),
         };
-        let number = self
-            .parameters
-            .page_number(gpa)
-            .expect("a page of the working set");
-        content.fill(number, out);
+        content.fill(u64::from(cpu) * self.parameters.pages_per_cpu + page, out);
         content.write(cpu, step, self.parameters.words_per_step, out);
         let part = &self.parts[cpu as usize];
-        if part.words_written > 0 && part.position.current_page() == number % self.parameters.pages_per_cpu {
+        if part.words_written > 0 && part.position.current_page() == page {
             content.write(cpu, part.position.step, part.words_written, out);
         }
     }

@@ -6,9 +6,11 @@ mod page;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::layout::{LARGE_PAGE, MAX_CPUS, MAX_WORKING_SET, PAGE_SIZE, STRIDES, WINDOW, WORKING_SET};
-use super::sequence::{self, Stride, mix};
-use super::{BuiltinError, BuiltinOptions, WriteRate};
+use crate::builtin::layout::{
+    LARGE_PAGE, MAX_CPUS, MAX_WORKING_SET, PAGE_SIZE, STRIDES, WINDOW, WORKING_SET,
+};
+use crate::builtin::sequence::{self, Stride, mix};
+use crate::builtin::{BuiltinError, BuiltinOptions, WriteRate};
 
 const WORDS_PER_PAGE: u32 = 512;
 const MAX_PAGES_PER_SECOND: u32 = 100_000_000;

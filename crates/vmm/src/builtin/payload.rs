@@ -8,8 +8,8 @@
 
 use std::ptr;
 
-use super::layout::{self, entry, mailbox, parameter};
-use super::sequence;
+use crate::builtin::layout::{self, entry, mailbox, parameter};
+use crate::builtin::sequence;
 
 std::arch::global_asm!(
     include_str!("payload.S"),

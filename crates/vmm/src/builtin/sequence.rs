@@ -6,7 +6,7 @@
 //! the stride has an inverse, the step that last wrote a page takes O(1) to compute. Round 0 stands
 //! for what the loader wrote; the guest begins with round 1.
 
-use super::layout::STRIDES;
+use crate::builtin::layout::STRIDES;
 
 /// Spreads round numbers before mixing (the golden ratio in 64 bits).
 pub(crate) const ROUND_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;

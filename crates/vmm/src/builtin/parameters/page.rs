@@ -4,11 +4,11 @@
 //! page is decoded by taking the settings, encoding them again, and insisting on the same page: it is
 //! right in every byte or refused. A checksum covers the settings that nothing else depends on.
 
-use super::super::OracleError;
-use super::super::content::{Page, ZERO_PAGE};
-use super::super::layout::{MAX_CPUS, MAX_WORKING_SET, PAGE_SIZE, PARAMETERS, entry, index, parameter};
-use super::super::sequence::{Stride, mix};
-use super::{MAX_PAGES_PER_SECOND, Parameters, WORDS_PER_PAGE};
+use crate::builtin::OracleError;
+use crate::builtin::content::{Page, ZERO_PAGE};
+use crate::builtin::layout::{MAX_CPUS, MAX_WORKING_SET, PAGE_SIZE, PARAMETERS, entry, index, parameter};
+use crate::builtin::parameters::{MAX_PAGES_PER_SECOND, Parameters, WORDS_PER_PAGE};
+use crate::builtin::sequence::{Stride, mix};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"VMSguest");
 const VERSION: u32 = 1;
@@ -147,9 +147,9 @@ impl Parameters {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{BuiltinOptions, WriteRate};
-    use super::super::Room;
     use super::*;
+    use crate::builtin::parameters::Room;
+    use crate::builtin::{BuiltinOptions, WriteRate};
 
     fn parameters() -> Parameters {
         let room = Room {
