@@ -91,7 +91,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Cancelled | Self::Memory(memsnap::Error::Cancelled) => ErrorKind::Cancelled,
+            Self::Cancelled => ErrorKind::Cancelled,
             Self::Memory(memsnap::Error::Pressure { .. } | memsnap::Error::Stall { .. }) => {
                 ErrorKind::Abandoned
             }

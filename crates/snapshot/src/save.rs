@@ -128,13 +128,14 @@ impl<'a, S: Subject> Save<'a, S> {
     fn capture_running(&self) -> Result<Captured<S::State>> {
         self.control.enter(Phase::Arming)?;
         let layout = self.writer.layout().clone();
-        let mut capture = Capture::arm(self.machine.memory(), layout, self.capture_options())?;
+        let mut capture = Capture::arm(self.machine.memory(), layout, self.capture_options())
+            .map_err(|error| self.memory_error(error))?;
         self.control.enter(Phase::Held)?;
         let held_at = Instant::now();
         let hold = self.control.switch().hold(self.machine)?;
         let point = self.reach_point(held_at, !hold.was_running())?;
         let freezing = Instant::now();
-        capture.freeze()?;
+        capture.freeze().map_err(|error| self.memory_error(error))?;
         let freeze = freezing.elapsed();
         let resuming = Instant::now();
         hold.release()?;
@@ -259,9 +260,10 @@ impl<'a, S: Subject> Save<'a, S> {
         }
     }
 
-    /// A chunk that the file did not take is a failure of the file, not of memory.
+    /// A cancel is no failure; a chunk that the file did not take is one of the file, not of memory.
     fn memory_error(&self, error: memsnap::Error) -> Error {
         match error {
+            memsnap::Error::Cancelled => Error::Cancelled,
             memsnap::Error::Sink(source) => match source.downcast::<snapfile::Error>() {
                 Ok(source) => Error::write(self.path)(*source),
                 Err(source) => Error::Memory(memsnap::Error::Sink(source)),

@@ -44,6 +44,7 @@ pub struct Provenance {
 
 /// The guest's disks.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct DiskTable {
     /// No machine has disks yet: the list is empty.
     disks: Vec<ciborium::Value>,
@@ -192,3 +193,6 @@ fn problem(name: &str, problem: impl ToString) -> Error {
         problem: problem.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,11 +5,18 @@
 //! question is asked anew until the answer is yes.
 
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vmm::Machine;
 use vmm::builtin::{self, BuiltinError, Mailbox};
 
 use crate::api::{GuestCpu, GuestStatus};
+
+/// How long a reset waits for a guest that makes no progress.
+const RESET_PATIENCE: Duration = Duration::from_millis(200);
+/// How often it looks.
+const RESET_POLL: Duration = Duration::from_micros(200);
 
 /// Reads the built-in guest's figures.
 #[derive(Debug, Default)]
@@ -52,6 +59,15 @@ impl GuestMeter {
         let cpus = builtin::detect(machine.memory())?;
         Some(*self.cpus.get_or_init(|| cpus))
     }
+}
+
+/// Waits until a vCPU has written its mailbox once more.
+fn wait_for_update(machine: &Machine, cpu: u32, deadline: Instant) -> Result<(), BuiltinError> {
+    let seen = Mailbox::read(machine.memory(), cpu)?.tsc;
+    while Mailbox::read(machine.memory(), cpu)?.tsc == seen && Instant::now() < deadline {
+        thread::sleep(RESET_POLL);
+    }
+    Ok(())
 }
 
 fn read_cpu(machine: &Machine, cpu: u32) -> Result<GuestCpu, BuiltinError> {
