@@ -160,7 +160,7 @@ impl ChunkEntry {
             ChunkKind::Zero | ChunkKind::Parent => self.location == 0,
             ChunkKind::Fill => self.location != 0,
             ChunkKind::Raw | ChunkKind::Zstd | ChunkKind::Lz4 => {
-                self.location >= HEADER_LEN as u64 && self.location % 8 == 0
+                self.location >= HEADER_LEN as u64 && self.location.is_multiple_of(8)
             }
             ChunkKind::Duplicate => self.location < chunk_count,
         };

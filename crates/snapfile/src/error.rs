@@ -50,6 +50,20 @@ pub enum Error {
     Usage(#[from] Usage),
 }
 
+impl Error {
+    /// Returns the clause of the specification that the file breaks or that forbids to read it.
+    pub fn clause(&self) -> Option<&'static str> {
+        match self {
+            Self::Corrupt(corruption) => Some(corruption.clause()),
+            Self::Unsupported(unsupported) => Some(unsupported.clause()),
+            Self::Incomplete { .. } => Some("10.2"),
+            Self::LimitExceeded(limit) => Some(limit.clause()),
+            Self::Parent(parent) => Some(parent.clause()),
+            Self::Io(_) | Self::Usage(_) | Self::Cancelled => None,
+        }
+    }
+}
+
 /// What a newer reader would have to know (spec 12).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -99,6 +99,7 @@ macro_rules! on_disk {
 
         impl $name {
             /// Bytes in the file.
+            #[allow(dead_code, reason = "some structures are only ever taken off the front of a payload")]
             pub(crate) const LEN: usize = $len;
 
             /// Name, offset and size of every field.

@@ -31,7 +31,8 @@ pub struct Summary {
 
 /// Returns whether the last 256 bytes of a file are a footer, sound or not (spec 10.2).
 pub(crate) fn is_footer(tail: &[u8; FOOTER_FRAME_LEN]) -> bool {
-    tail.ends_with(&END_MAGIC) || tail.starts_with(&FRAME_MAGIC)
+    let frame = tail.starts_with(&FRAME_MAGIC) && tail.get(4) == Some(&FrameType::Footer.code());
+    frame || tail.ends_with(&END_MAGIC)
 }
 
 /// Checks the last 256 bytes of a file (spec 10.1, 10.3, 10.4).
@@ -74,7 +75,7 @@ pub(crate) fn parse_payload(frame: &FrameInfo, payload: &[u8]) -> Result<FooterF
     }
     let inside = |offset: u64| {
         offset >= HEADER_LEN as u64
-            && offset % 8 == 0
+            && offset.is_multiple_of(8)
             && offset
                 .checked_add(FRAME_HEADER_LEN)
                 .is_some_and(|end| end <= frame.offset)

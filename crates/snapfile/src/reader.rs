@@ -12,8 +12,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use decoder::Decoder;
 pub(crate) use decoder::DataFrame;
+pub use decoder::Decoder;
 
 use crate::chunk::{ChunkEntry, ChunkKind};
 use crate::digest::Digest;
@@ -117,13 +117,6 @@ impl Snapshot {
             ("chunk count", summary.chunks.total() == header.chunk_count),
         ];
         check_footer(&footer_frame, &agreements)?;
-        if header.parent.is_none() && summary.chunks.parent > 0 {
-            return Err(Corruption::FooterField {
-                offset: footer_frame.offset,
-                field: "parent chunks",
-            }
-            .into());
-        }
         let leaves = Leaves::new(root, fields.root_offset);
         Ok(Self {
             storage,

@@ -149,7 +149,9 @@ mod tests {
     fn region_digest_is_that_of_the_definition_for_every_chunk_size() {
         let pages = [1, 3, 4, 5, 31, 32, 33, 512, 513, 1030];
         for page_count in pages {
-            let mut memory: Vec<u8> = (0..page_count * 4096).map(|i| (i / 7 % 256) as u8).collect();
+            let mut memory: Vec<u8> = (0..page_count * 4096)
+                .map(|i: u32| i.to_le_bytes()[1] ^ i.to_le_bytes()[0])
+                .collect();
             let third = memory.len() / 3;
             memory[third..2 * third].fill(0);
             let expected = by_definition(&memory);

@@ -253,4 +253,16 @@ mod tests {
             assert!(seen.insert(clause), "{name}: clause {clause} has two variants");
         }
     }
+
+    #[test]
+    fn every_variant_has_a_test_vector() {
+        let manifest = include_str!("../../../../fmt-spec/vectors/manifest.toml");
+        for (name, clause) in Corruption::CLAUSES {
+            let entry = format!("kind = \"corrupt\"\nclause = \"{clause}\"\n");
+            assert!(
+                manifest.contains(&entry),
+                "{name}: no vector breaks clause {clause}"
+            );
+        }
+    }
 }
