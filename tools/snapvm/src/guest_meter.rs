@@ -42,13 +42,23 @@ impl GuestMeter {
         })
     }
 
-    /// Asks every vCPU to measure its longest gap anew; returns the figures before.
+    /// Lets every vCPU measure its longest gap anew; returns the figures before.
+    ///
+    /// Returns when the vCPUs have begun, so that whatever the caller does next is measured; a guest that makes no
+    /// progress begins when it goes on.
     #[must_use]
     pub fn reset(&self, machine: &Machine) -> Option<GuestStatus> {
         let before = self.read(machine)?;
-        (0..self.cpus(machine)?)
-            .try_for_each(|cpu| Mailbox::reset_gap(machine.memory(), cpu))
-            .ok()?;
+        for cpu in 0..self.cpus(machine)? {
+            Mailbox::reset_gap(machine.memory(), cpu).ok()?;
+        }
+        let deadline = Instant::now() + RESET_PATIENCE;
+        for cpu in 0..self.cpus(machine)? {
+            // The first update seen may have looked for the request before it was there.
+            for _ in 0..2 {
+                wait_for_update(machine, cpu, deadline).ok()?;
+            }
+        }
         Some(before)
     }
 

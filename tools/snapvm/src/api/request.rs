@@ -165,3 +165,46 @@ impl SnapshotRequest {
         ChunkSize::new(u32::try_from(self.chunk_bytes).map_err(|_| refused())?).map_err(|_| refused())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn described() -> Value {
+        let description: Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+        description["components"]["schemas"]["SnapshotRequest"]["properties"].clone()
+    }
+
+    #[test]
+    fn what_is_left_out_has_the_described_default() {
+        let request: SnapshotRequest = serde_json::from_value(json!({"path": "/x"})).unwrap();
+        let filled = serde_json::to_value(&request).unwrap();
+        for (name, property) in described().as_object().unwrap() {
+            if let Some(default) = property.get("default") {
+                assert_eq!(&filled[name], default, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_limits_are_the_described_ones() {
+        let with = |name: &str, value: &Value| {
+            let mut body = json!({"path": "/x"});
+            body[name] = value.clone();
+            serde_json::from_value::<SnapshotRequest>(body)
+                .unwrap()
+                .validate()
+        };
+        let properties = described();
+        for name in ["level", "chunk_bytes"] {
+            let limit = |which: &str| properties[name][which].as_i64().unwrap();
+            assert_eq!(with(name, &limit("minimum").into()), Ok(()));
+            assert_eq!(with(name, &limit("maximum").into()), Ok(()));
+            assert!(with(name, &(limit("maximum") + 1).into()).is_err());
+        }
+        assert!(with("level", &(-51).into()).is_err());
+        assert!(with("chunk_bytes", &2048.into()).is_err());
+    }
+}
