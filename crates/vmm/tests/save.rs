@@ -181,7 +181,7 @@ fn every_timer_goes_on_interrupting_after_a_restore() {
             ..config(payloads::interrupts())
         };
         let mut machine = paused_after(&config, 5);
-        for _ in 0..10 {
+        for _ in 0..30 {
             machine = clone_of(&config, &machine);
             let before = word(&machine, COUNTER);
             machine.resume().unwrap();
@@ -290,8 +290,16 @@ fn a_processor_without_a_feature_of_the_guest_is_refused_by_name() {
             _ => {}
         }
     }
+    state.platform.check_host().unwrap();
+    state.platform.cpuid = state.vcpus[0].cpuid.clone();
+    let early = state.platform.check_host().unwrap_err();
     let memory = || copy_of_memory(&config, &machine);
     let error = Machine::restore(&config, memory(), &state, &RestoreOptions::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        early.to_string(),
+        "the platform part alone tells it as well"
+    );
     assert_eq!(error.kind(), ErrorKind::Incompatible);
     let Error::MissingFeatures { missing } = &error else {
         panic!("{error}")

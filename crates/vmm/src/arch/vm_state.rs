@@ -48,26 +48,16 @@ pub(crate) fn save(vm: &VmFd) -> Result<Chips> {
     })
 }
 
-/// Writes the timer, the clock and the interrupt controllers, before any vCPU runs.
+/// Writes the interrupt controllers, the clock and the timer, before any vCPU runs.
+///
+/// The timer comes after the interrupt controllers. It ticks as soon as it is written, and KVM holds its next
+/// tick back until the last one is acknowledged: a tick that the controllers' state then overwrote would
+/// never be acknowledged, and the guest would never see another.
 ///
 /// The clock goes on where it stood. With `advance_clock` it also makes up for the time between save and
 /// restore by the host's real-time clock: the guest then sees its monotonic time jump.
 pub(crate) fn restore(vm: &VmFd, chips: &Chips, advance_clock: bool) -> Result<()> {
     let failed = |operation| move |source| Error::Kvm { operation, source };
-    let pit = kvm_pit_state2 {
-        channels: chips.pit.channels.clone().map(kvm_pit_channel_state::from),
-        flags: chips.pit.flags,
-        ..kvm_pit_state2::default()
-    };
-    vm.set_pit2(&pit).map_err(failed("KVM_SET_PIT2"))?;
-    let advance = advance_clock && chips.clock.flags & KVM_CLOCK_REALTIME != 0;
-    let clock = kvm_clock_data {
-        clock: chips.clock.clock_ns,
-        flags: if advance { KVM_CLOCK_REALTIME } else { 0 },
-        realtime: if advance { chips.clock.realtime_ns } else { 0 },
-        ..kvm_clock_data::default()
-    };
-    vm.set_clock(&clock).map_err(failed("KVM_SET_CLOCK"))?;
     let pics = [
         kvm_pic_state::from(&chips.pics[0]),
         kvm_pic_state::from(&chips.pics[1]),
@@ -80,5 +70,19 @@ pub(crate) fn restore(vm: &VmFd, chips: &Chips, advance_clock: bool) -> Result<(
         irr: chips.ioapic.irr,
         ..kvm_ioapic_state::default()
     };
-    raw::set_ioapic(vm, ioapic, chips.ioapic.redirection).map_err(failed("KVM_SET_IRQCHIP"))
+    raw::set_ioapic(vm, ioapic, chips.ioapic.redirection).map_err(failed("KVM_SET_IRQCHIP"))?;
+    let advance = advance_clock && chips.clock.flags & KVM_CLOCK_REALTIME != 0;
+    let clock = kvm_clock_data {
+        clock: chips.clock.clock_ns,
+        flags: if advance { KVM_CLOCK_REALTIME } else { 0 },
+        realtime: if advance { chips.clock.realtime_ns } else { 0 },
+        ..kvm_clock_data::default()
+    };
+    vm.set_clock(&clock).map_err(failed("KVM_SET_CLOCK"))?;
+    let pit = kvm_pit_state2 {
+        channels: chips.pit.channels.clone().map(kvm_pit_channel_state::from),
+        flags: chips.pit.flags,
+        ..kvm_pit_state2::default()
+    };
+    vm.set_pit2(&pit).map_err(failed("KVM_SET_PIT2"))
 }

@@ -63,8 +63,8 @@ impl Assembly {
             source,
         })?;
         let capabilities = Capabilities::query(&kvm, &vm)?;
-        create_chips(&vm)?;
         register_slots(&vm, &memory)?;
+        create_chips(&vm)?;
         let (devices, ports) = create_devices(config, &vm)?;
         let vcpus = (0..config.cpus)
             .map(|id| create_vcpu(&vm, id))

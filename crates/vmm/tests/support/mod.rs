@@ -14,7 +14,7 @@ use vmm::{
 use payloads::LOAD_ADDRESS;
 
 /// How long a guest may take for what a test waits for; only a broken machine takes that long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tells whether KVM can be used; if not, says so.
 pub fn kvm_is_here() -> bool {

@@ -201,10 +201,10 @@ payload!(
     "mov $0xef, %al", "out %al, $0x21",
     "out %al, $0xe9",
     "jmp 5f",
-    // PIT counter 0 as rate generator, 1193 Hz, PIC input 0.
+    // PIT counter 0 as rate generator, 4972 Hz, PIC input 0.
     "2: mov $0x34, %al", "out %al, $0x43",
-    "mov $0xe8, %al", "out %al, $0x40",
-    "mov $0x03, %al", "out %al, $0x40",
+    "mov $0xf0, %al", "out %al, $0x40",
+    "xor %al, %al", "out %al, $0x40",
     "mov $0xfe, %al", "out %al, $0x21",
     "jmp 5f",
     // Local APIC timer, periodic, vector 0x30, divided by 1.
