@@ -37,7 +37,7 @@ pub fn run(args: &DiffArgs) -> anyhow::Result<Outcome> {
 
 fn compare(args: &DiffArgs, before: &Snapshot, after: &Snapshot) -> anyhow::Result<Diff> {
     let progress = Progress::new("diff");
-    let update = |done, total| progress.update(done, total);
+    let update = |done, total| progress.go_on(done, total);
     let granularity = if args.by_chunk {
         Granularity::Chunk
     } else {

@@ -17,6 +17,7 @@ use snapfile::{SectionKind, Snapshot};
 
 use crate::Outcome;
 use crate::cli::RestoreArgs;
+use crate::interrupt;
 use crate::open;
 use crate::output::{Output, size};
 use crate::progress::Progress;
@@ -36,6 +37,7 @@ struct Written {
 /// Runs the command.
 pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
     refuse_overwriting_inputs(args)?;
+    interrupt::install()?;
     let snapshot = open::open_with_parents(&args.file, &args.parents)?;
     let memory = args
         .memory

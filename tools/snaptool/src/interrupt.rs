@@ -1,9 +1,9 @@
-//! An interrupt asks the running command to stop, so that it can remove its temporary files.
+//! An interrupt asks a command that has temporary files to stop, so that it can remove them.
 //!
-//! The first SIGINT, SIGTERM or SIGHUP sets a flag that long work looks at; the second one ends the
-//! process at once, for the case that the work hangs.
+//! The first SIGINT, SIGTERM or SIGHUP sets a flag that the work looks at; the second one ends the
+//! process at once, for the case that the work hangs. Commands without temporary files do not
+//! install the handler: they end at once.
 
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -24,11 +24,8 @@ pub fn install() -> anyhow::Result<()> {
     .context("cannot handle interrupts")
 }
 
-/// Tells whether to go on.
-pub fn check() -> ControlFlow<()> {
-    if REQUESTED.load(Ordering::Relaxed) {
-        ControlFlow::Break(())
-    } else {
-        ControlFlow::Continue(())
-    }
+/// Fails once an interrupt has come.
+pub fn check() -> anyhow::Result<()> {
+    anyhow::ensure!(!REQUESTED.load(Ordering::Relaxed), "interrupted");
+    Ok(())
 }

@@ -5,8 +5,6 @@ use std::ops::ControlFlow;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::interrupt;
-
 /// A bar of bytes that is removed when dropped.
 pub struct Progress(ProgressBar);
 
@@ -27,11 +25,16 @@ impl Progress {
         Self(bar)
     }
 
-    /// Shows how far the work is, and tells whether to go on: not after an interrupt.
-    pub fn update(&self, done: u64, total: u64) -> ControlFlow<()> {
+    /// Shows how far the work is.
+    pub fn update(&self, done: u64, total: u64) {
         self.0.set_length(total);
         self.0.set_position(done);
-        interrupt::check()
+    }
+
+    /// The same for a library's callback; goes on always.
+    pub fn go_on(&self, done: u64, total: u64) -> ControlFlow<()> {
+        self.update(done, total);
+        ControlFlow::Continue(())
     }
 }
 

@@ -44,7 +44,7 @@ fn depth(args: &VerifyArgs) -> Depth {
 
 fn verify(args: &VerifyArgs) -> anyhow::Result<VerifyReport> {
     let progress = Progress::new("verify");
-    let update = |done, total| progress.update(done, total);
+    let update = |done, total| progress.go_on(done, total);
     let mut options = VerifyOptions {
         depth: depth(args),
         max_findings: args.max_findings,

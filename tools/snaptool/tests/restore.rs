@@ -204,3 +204,35 @@ fn something_must_be_asked_for_and_it_must_be_possible() {
     complaint(["restore", "/nonexistent", "--vmstate", "-"], 2);
     assert_eq!(names(directory.path()), ["vm.vmsnap"]);
 }
+
+/// Whenever the interrupt comes, there is the whole file or none, and nothing temporary.
+#[test]
+fn an_interrupt_leaves_nothing_half_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vm.vmsnap");
+    let mut machine = Machine::new();
+    machine.low = machine.low[MIB..MIB + MIB / 4].repeat(16);
+    machine.low.truncate(usize::try_from(HIGH).unwrap());
+    machine.write(&file);
+    for _ in 0..20 {
+        let raw = directory.path().join("mem.raw");
+        let mut child = Command::new(assert_cmd::cargo::cargo_bin("snaptool"))
+            .args(["restore", text(&file), "--memory", text(&raw)])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while names(directory.path()).len() < 2 && child.try_wait().unwrap().is_none() {}
+        let pid = i32::try_from(child.id()).unwrap();
+        let _ = Command::new("kill").args(["-INT", &pid.to_string()]).status();
+        let code = child.wait().unwrap().code();
+        match code {
+            Some(0) => assert_eq!(names(directory.path()), ["mem.raw", "vm.vmsnap"]),
+            other => {
+                assert_eq!(other, Some(2));
+                assert_eq!(names(directory.path()), ["vm.vmsnap"]);
+            }
+        }
+        let _ = fs::remove_file(raw);
+    }
+}

@@ -5,10 +5,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::bail;
 use snapfile::{ChunkKind, ChunkNumber, Decoder, Snapshot};
 
 use super::target::Target;
+use crate::interrupt;
 use crate::progress::Progress;
 
 /// Chunks that a thread takes at a time.
@@ -66,13 +66,8 @@ impl Extraction<'_> {
                 done += self.chunk(ChunkNumber(number), &mut decoder, &mut plain)?;
             }
             let done = self.done_bytes.fetch_add(done, Ordering::Relaxed) + done;
-            if self
-                .progress
-                .update(done, self.snapshot.memory_map().len_bytes())
-                .is_break()
-            {
-                bail!("interrupted");
-            }
+            self.progress.update(done, self.snapshot.memory_map().len_bytes());
+            interrupt::check()?;
         }
     }
 

@@ -1,8 +1,9 @@
 //! Files in the making: a temporary name beside the target, mode 0600, renamed when complete.
 //!
 //! Dropping a [`Target`] removes the temporary file, so errors and interrupts leave nothing behind.
+//! The files are not flushed to the disk: they can be made again, and to wait for gigabytes of
+//! memory would be most of the time that an extraction takes.
 
-use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -70,7 +71,7 @@ impl Target {
         Ok(())
     }
 
-    /// Makes the file durable and gives it its name; returns its length.
+    /// Gives the file its name; returns its length.
     pub fn commit(self) -> anyhow::Result<u64> {
         commit(self.file, &self.path).with_context(|| self.path.display().to_string())
     }
@@ -109,10 +110,8 @@ fn create_beside(path: &Path) -> std::io::Result<NamedTempFile> {
 }
 
 fn commit(file: NamedTempFile, path: &Path) -> std::io::Result<u64> {
-    file.as_file().sync_all()?;
     let len_bytes = file.as_file().metadata()?.len();
     file.persist(path)?;
-    File::open(directory(path))?.sync_all()?;
     Ok(len_bytes)
 }
 

@@ -3,13 +3,9 @@
 use serde::Serialize;
 use snapfile::{ChunkCounts, ChunkEntry, ChunkKind, ChunkNumber, ChunkRange, Digest, MemoryRegion, Snapshot};
 
-use crate::interrupt;
 use crate::output::{Output, addresses, percent, size};
 
-/// Chunks between two looks at the interrupt flag.
-const INTERRUPT_INTERVAL: u64 = 4096;
-
-/// Calls `visit` with every chunk of a range in order; stops after an interrupt.
+/// Calls `visit` with every chunk of a range in order.
 pub fn for_each_entry(
     snapshot: &Snapshot,
     chunks: std::ops::Range<u64>,
@@ -17,9 +13,6 @@ pub fn for_each_entry(
 ) -> anyhow::Result<()> {
     let mut decoder = snapshot.decoder();
     for number in chunks.map(ChunkNumber) {
-        if number.0 % INTERRUPT_INTERVAL == 0 && interrupt::check().is_break() {
-            anyhow::bail!("interrupted");
-        }
         if let Some(range) = snapshot.layout().chunk(number) {
             visit(number, range, decoder.chunk_entry(number)?)?;
         }
