@@ -46,7 +46,8 @@ fn memory(content: Content) -> Vec<u8> {
         state ^= state << 17;
         state
     };
-    let mut bytes = vec![0u8; MEMORY];
+    // Touched, or all pages would be one page of zeros in the processor's cache.
+    let mut bytes = vec![1u8; MEMORY];
     for (number, chunk) in bytes.chunks_mut(CHUNK).enumerate() {
         let kind = match (content, number % 4) {
             (Content::Mixed, 0) => Content::Zero,
@@ -56,7 +57,7 @@ fn memory(content: Content) -> Vec<u8> {
         };
         for (at, word) in chunk.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let value = match kind {
-                Content::Zero => continue,
+                Content::Zero => 0,
                 Content::Incompressible => next(),
                 _ if at % 16 < 4 => 0xffff_8880_0000_0000 | (next() & 0x3f_ffc0),
                 _ if at % 16 < 6 => next() & 0xffff,

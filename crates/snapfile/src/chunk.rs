@@ -292,113 +292,46 @@ mod tests {
 
     #[test]
     fn index_entries_that_break_a_rule_are_refused_by_field() {
-        let data = IndexEntry {
-            location: 4096,
-            stored_len: 9,
-            kind: 3,
-            reserved: [0; 3],
-            digest: [1; 32],
+        let refused = |kind, location, stored_len, digest: u8| {
+            let raw = IndexEntry {
+                location,
+                stored_len,
+                kind,
+                reserved: [0; 3],
+                digest: [digest; 32],
+            };
+            ChunkEntry::from_index(&raw, 4).err()
         };
-        assert!(ChunkEntry::from_index(&data, 4).is_ok());
-        let refused = [
-            (IndexEntry { kind: 7, ..data }, "kind"),
-            (
-                IndexEntry {
-                    location: 4088,
-                    ..data
-                },
-                "location",
-            ),
-            (
-                IndexEntry {
-                    location: 4100,
-                    ..data
-                },
-                "location",
-            ),
-            (
-                IndexEntry {
-                    stored_len: 0,
-                    ..data
-                },
-                "stored length",
-            ),
-            (
-                IndexEntry {
-                    kind: 0,
-                    location: 0,
-                    stored_len: 0,
-                    ..data
-                },
-                "digest",
-            ),
-            (
-                IndexEntry {
-                    kind: 1,
-                    location: 0,
-                    stored_len: 0,
-                    ..data
-                },
-                "location",
-            ),
-            (
-                IndexEntry {
-                    kind: 5,
-                    location: 4,
-                    stored_len: 0,
-                    ..data
-                },
-                "location",
-            ),
-            (
-                IndexEntry {
-                    kind: 6,
-                    location: 0,
-                    stored_len: 1,
-                    ..data
-                },
-                "stored length",
-            ),
-        ];
-        for (raw, field) in refused {
-            assert_eq!(ChunkEntry::from_index(&raw, 4), Err(field), "{raw:?}");
-        }
+        assert_eq!(refused(3, 4096, 9, 1), None);
+        assert_eq!(refused(7, 4096, 9, 1), Some("kind"));
+        assert_eq!(refused(3, 4088, 9, 1), Some("location"), "in the header");
+        assert_eq!(refused(3, 4100, 9, 1), Some("location"), "not aligned");
+        assert_eq!(refused(3, 4096, 0, 1), Some("stored length"));
+        assert_eq!(refused(0, 0, 0, 1), Some("digest"));
+        assert_eq!(refused(1, 0, 0, 1), Some("location"), "a pattern of zeros");
+        assert_eq!(refused(5, 4, 0, 1), Some("location"), "past the last chunk");
+        assert_eq!(refused(6, 0, 1, 1), Some("stored length"));
     }
 
     #[test]
     fn extents_that_break_a_rule_are_refused_by_field() {
-        let zero = ExtentRecord {
-            first_chunk: 1,
-            count: 3,
-            kind: 0,
-            reserved: [0; 7],
-            value: 0,
-            digest: [0; 32],
+        let refused = |kind, first_chunk, count, value| {
+            let raw = ExtentRecord {
+                first_chunk,
+                count,
+                kind,
+                reserved: [0; 7],
+                value,
+                digest: [0; 32],
+            };
+            Extent::from_record(&raw, 4).err()
         };
-        assert!(Extent::from_record(&zero, 4).is_ok());
-        let refused = [
-            (ExtentRecord { count: 0, ..zero }, "count"),
-            (ExtentRecord { count: 4, ..zero }, "count"),
-            (
-                ExtentRecord {
-                    count: u64::MAX,
-                    ..zero
-                },
-                "count",
-            ),
-            (ExtentRecord { kind: 3, ..zero }, "kind"),
-            (
-                ExtentRecord {
-                    kind: 1,
-                    value: 5,
-                    ..zero
-                },
-                "count",
-            ),
-            (ExtentRecord { value: 5, ..zero }, "location"),
-        ];
-        for (raw, field) in refused {
-            assert_eq!(Extent::from_record(&raw, 4), Err(field), "{raw:?}");
-        }
+        assert_eq!(refused(0, 1, 3, 0), None);
+        assert_eq!(refused(0, 1, 0, 0), Some("count"));
+        assert_eq!(refused(0, 1, 4, 0), Some("count"), "past the last chunk");
+        assert_eq!(refused(0, 1, u64::MAX, 0), Some("count"));
+        assert_eq!(refused(1, 1, 3, 5), Some("count"), "only zeros come in runs");
+        assert_eq!(refused(3, 1, 1, 0), Some("kind"));
+        assert_eq!(refused(0, 1, 3, 5), Some("location"));
     }
 }

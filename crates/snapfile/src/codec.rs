@@ -157,7 +157,7 @@ pub(crate) fn pattern(plain: &[u8]) -> Pattern {
     let Some((first, rest)) = plain.split_first_chunk::<8>() else {
         return Pattern::Zero;
     };
-    let word = u64::from_ne_bytes(*first);
+    let word = u64::from_le_bytes(*first);
     // Most chunks are told apart by their first words; whole blocks are then compared without a
     // branch per word, which the compiler turns into wide instructions.
     let mut blocks = rest.chunks_exact(512);
@@ -180,7 +180,7 @@ fn differs(block: &[u8], word: u64) -> bool {
     let (words, tail) = block.as_chunks::<8>();
     debug_assert!(tail.is_empty(), "chunks are multiples of 8 bytes");
     words.iter().fold(0, |difference, bytes| {
-        difference | (u64::from_ne_bytes(*bytes) ^ word)
+        difference | (u64::from_le_bytes(*bytes) ^ word)
     }) != 0
 }
 

@@ -217,11 +217,16 @@ impl FrameDraft {
     /// Appends the whole frame to `out` and returns its header.
     pub(crate) fn append(&self, payload: &[u8], out: &mut Vec<u8>) -> FrameHeader {
         let header = self.header(payload);
-        out.extend_from_slice(&header.encode());
-        out.extend_from_slice(payload);
-        out.extend_from_slice(padding(payload.len()));
+        append(&header, payload, out);
         header
     }
+}
+
+/// Appends a frame: header, payload, padding.
+pub(crate) fn append(header: &FrameHeader, payload: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&header.encode());
+    out.extend_from_slice(payload);
+    out.extend_from_slice(padding(payload.len()));
 }
 
 /// Returns the zeros that follow a payload of `len` bytes.

@@ -17,7 +17,6 @@ pub struct Encoder<'a, W> {
     writer: &'a Writer<W>,
     hasher: ChunkHasher,
     compressor: Option<Compressor>,
-    frame: Vec<u8>,
 }
 
 impl<'a, W: Write + Send> Encoder<'a, W> {
@@ -26,7 +25,6 @@ impl<'a, W: Write + Send> Encoder<'a, W> {
             writer,
             hasher: ChunkHasher::default(),
             compressor: None,
-            frame: Vec::new(),
         }
     }
 
@@ -138,20 +136,13 @@ impl<'a, W: Write + Send> Encoder<'a, W> {
             plain_len: len_u32(plain),
             digest,
         };
-        self.frame.clear();
-        let header = draft.append(payload, &mut self.frame);
-        let entry = ChunkEntry {
-            kind,
-            location: 0,
-            stored_len: header.stored_len,
-            digest,
-        };
+        let header = draft.header(payload);
         let shared = &self.writer.shared;
         let mut state = shared.lock()?;
         if state.index.entry(chunk).is_some() {
             return Err(Usage::ChunkTwice { chunk: chunk.0 }.into());
         }
-        state.append_data(chunk, entry, &self.frame, self.writer.align_raw);
+        state.append_data(&header, kind, payload, self.writer.align_raw);
         if self.writer.deduplicate {
             state.duplicates.insert(&digest, chunk);
         }

@@ -7,9 +7,10 @@ use std::sync::{Mutex, MutexGuard};
 use super::WriterProgress;
 use super::duplicates::Duplicates;
 use crate::chunk::{ChunkCounts, ChunkEntry, ChunkKind, Extent};
+use crate::digest::Digest;
 use crate::error::{Error, Result, Usage};
-use crate::format::{FrameType, HEADER_LEN};
-use crate::frame::{FRAME_HEADER_LEN, FrameDraft};
+use crate::format::{FrameHeader, FrameType, HEADER_LEN};
+use crate::frame::{self, FRAME_HEADER_LEN, FrameDraft};
 use crate::index::IndexShape;
 use crate::index::build::IndexBuilder;
 use crate::memory_map::ChunkNumber;
@@ -78,22 +79,23 @@ impl State {
         self.frame_count += 1;
     }
 
-    /// Appends the frame of a chunk and describes the chunk; `entry` lacks only the location.
-    pub(super) fn append_data(
-        &mut self,
-        chunk: ChunkNumber,
-        mut entry: ChunkEntry,
-        frame: &[u8],
-        align: bool,
-    ) {
-        if align && entry.kind == ChunkKind::Raw {
+    /// Appends the frame of a chunk and describes the chunk.
+    pub(super) fn append_data(&mut self, header: &FrameHeader, kind: ChunkKind, payload: &[u8], align: bool) {
+        if align && kind == ChunkKind::Raw {
             self.align_payload();
         }
-        entry.location = self.offset();
-        self.batch.extend_from_slice(frame);
+        let location = self.offset();
+        frame::append(header, payload, &mut self.batch);
         self.frame_count += 1;
-        self.stored_bytes += u64::from(entry.stored_len);
-        self.index.set(chunk, entry);
+        self.stored_bytes += u64::from(header.stored_len);
+        let (stored_len, digest) = (header.stored_len, Digest(header.digest));
+        let entry = ChunkEntry {
+            kind,
+            location,
+            stored_len,
+            digest,
+        };
+        self.index.set(ChunkNumber(header.key), entry);
     }
 
     /// Appends padding so that the payload of the next frame begins on a page boundary.
