@@ -28,6 +28,9 @@ mod arm;
 mod engine;
 mod guard;
 mod handler;
+mod run_copy;
+#[cfg(test)]
+mod tests;
 mod walker;
 
 use std::sync::Arc;

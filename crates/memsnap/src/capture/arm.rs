@@ -87,7 +87,7 @@ fn first_pass(engine: &Engine, deadline: Option<Instant>) -> u64 {
 }
 
 /// Protects the chunks that were touched, as far as there is time; returns how many it had to look at.
-fn protect_touched(engine: &Engine, deadline: Option<Instant>) -> u64 {
+pub(crate) fn protect_touched(engine: &Engine, deadline: Option<Instant>) -> u64 {
     let Some(guard) = &engine.guard else { return 0 };
     let mut touched = std::mem::take(&mut *lock(&engine.touched));
     let count = touched.len() as u64;

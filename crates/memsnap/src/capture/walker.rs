@@ -1,7 +1,7 @@
 //! The walkers: they carry memory into the sink, each a run at a time, and the fault handler's copies first.
 //!
-//! A walker copies a run chunk by chunk into its own buffer, lifts the run's protection in one call, and
-//! only then encodes. So the guest waits for a copy at most, and memory in use is one run per walker.
+//! A walker copies a run into its own buffer, gives the run back to the guest, and only then encodes. So
+//! the guest waits for a copy at most, and memory in use is one run per walker.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,9 +11,8 @@ use snapfile::ChunkNumber;
 
 use crate::buffers::FaultCopy;
 use crate::capture::engine::Engine;
-use crate::chunk_states::ChunkState;
+use crate::capture::run_copy::RunCopy;
 use crate::error::{Error, Result};
-use crate::geometry::{RUN, Span};
 use crate::sink::{ChunkEncoder, ChunkSink};
 use crate::sync::panic_message;
 
@@ -32,19 +31,13 @@ pub(super) fn run_all(engine: &Engine, sink: &dyn ChunkSink) {
 /// One walker; its errors and panics fail the capture.
 fn main(engine: &Engine, sink: &dyn ChunkSink) {
     let walk = || {
-        let buffer = vec![0; RUN].into_boxed_slice();
-        let encoder = sink.encoder();
-        let (present, taken) = (Vec::new(), Vec::new());
-        Walker {
+        let mut walker = Walker {
             engine,
             sink,
-            encoder,
-            buffer,
-            present,
-            taken,
+            encoder: sink.encoder(),
             zeros: 0..0,
-        }
-        .run()
+        };
+        walker.run(RunCopy::new(engine))
     };
     match catch_unwind(AssertUnwindSafe(walk)) {
         Ok(Ok(())) => {}
@@ -58,145 +51,76 @@ fn main(engine: &Engine, sink: &dyn ChunkSink) {
     }
 }
 
-/// A chunk that this walker has claimed and copied.
-struct Taken {
-    chunk: u64,
-    /// Where in the walker's buffer; `None` for a chunk that was not there.
-    plain: Option<Range<usize>>,
-}
-
 struct Walker<'a> {
     engine: &'a Engine,
     sink: &'a dyn ChunkSink,
     encoder: Box<dyn ChunkEncoder + 'a>,
-    buffer: Box<[u8]>,
-    /// Scratch: which pages of the run are there.
-    present: Vec<u8>,
-    taken: Vec<Taken>,
     /// Zero chunks not yet told to the sink, one range as long as they follow each other.
     zeros: Range<u64>,
 }
 
 impl Walker<'_> {
-    fn run(&mut self) -> Result<()> {
+    fn run(&mut self, mut copy: RunCopy<'_>) -> Result<()> {
         let engine = self.engine;
         while !engine.should_stop() {
-            self.encode_copies()?;
+            self.encode_fault_copies()?;
             if let Some(run) = engine.next_run() {
-                self.copy_run(&run)?;
-                self.encode_run()?;
+                copy.take(&run)?;
+                self.encode_run(&copy)?;
                 continue;
             }
             self.flush_zeros()?;
             match engine.queue.wait(|| engine.all_done() || engine.should_stop()) {
-                Some(copy) => self.encode_copy(copy)?,
+                Some(copy) => self.encode_fault_copy(copy)?,
                 None => return Ok(()),
             }
         }
         Ok(())
     }
 
-    /// Copies what is still pending of a run, and lifts the run's protection.
-    fn copy_run(&mut self, run: &Span) -> Result<()> {
-        let engine = self.engine;
-        let region = engine.geometry.region(run.region);
-        // What is absent now and pending when it is claimed below was protected all the time between, so
-        // it is still as it was at the point in time: zero.
-        engine.find_present(run, &mut self.present)?;
-        self.taken.clear();
-        for chunk in engine.geometry.chunks(run) {
-            if !engine.states.claim(chunk) {
-                continue;
-            }
-            let bytes = engine.geometry.chunk(chunk).bytes;
-            let plain = bytes.start - run.bytes.start..bytes.end - run.bytes.start;
-            let present = &self.present[plain.start / uffd::PAGE_SIZE..plain.end / uffd::PAGE_SIZE];
-            let there = present.contains(&1);
-            if there {
-                region.read(bytes.start, present, &mut self.buffer[plain.clone()]);
-            }
-            self.taken.push(Taken {
-                chunk,
-                plain: there.then_some(plain),
-            });
-            engine.publish(chunk)?;
-        }
-        self.lift_copied(run)
-    }
-
-    /// Lifts the protection of a run except where another thread is still copying: that thread does it.
-    fn lift_copied(&self, run: &Span) -> Result<()> {
-        let Some(guard) = &self.engine.guard else {
-            return Ok(());
-        };
-        let chunks = self.engine.geometry.chunks(run);
-        let mut start = None;
-        for chunk in chunks.clone() {
-            if self.engine.states.get(chunk) == ChunkState::Copied {
-                start = start.or(Some(chunk));
-            } else if let Some(start) = start.take() {
-                self.engine
-                    .geometry
-                    .spans(start..chunk)
-                    .try_for_each(|span| guard.lift(&span))?;
-            }
-        }
-        let rest = start.map_or(chunks.end..chunks.end, |start| start..chunks.end);
-        self.engine
-            .geometry
-            .spans(rest)
-            .try_for_each(|span| guard.lift(&span))
-    }
-
     /// Hands the chunks of a run to the sink; between two of them the handler's copies go first, since
     /// their buffers are what writers wait for.
-    fn encode_run(&mut self) -> Result<()> {
-        let taken = std::mem::take(&mut self.taken);
-        for Taken { chunk, plain } in &taken {
+    fn encode_run(&mut self, copy: &RunCopy<'_>) -> Result<()> {
+        for (chunk, plain) in copy.chunks() {
             if self.engine.should_stop() {
-                return Ok(());
+                break;
             }
             match plain {
-                None => self.put_zero(*chunk)?,
-                Some(plain) => {
-                    self.encoder
-                        .put_chunk(ChunkNumber(*chunk), &self.buffer[plain.clone()])
-                        .map_err(Error::Sink)?;
-                    self.count_encoded(plain.len());
-                }
+                None => self.put_zero(chunk)?,
+                Some(plain) => self.put_chunk(chunk, plain)?,
             }
-            self.encode_copies()?;
+            self.encode_fault_copies()?;
         }
-        self.taken = taken;
         Ok(())
     }
 
-    fn encode_copies(&mut self) -> Result<()> {
+    fn encode_fault_copies(&mut self) -> Result<()> {
         while !self.engine.should_stop() {
             let Some(copy) = self.engine.queue.pop() else {
                 break;
             };
-            self.encode_copy(copy)?;
+            self.encode_fault_copy(copy)?;
         }
         Ok(())
     }
 
-    fn encode_copy(&mut self, copy: FaultCopy) -> Result<()> {
+    fn encode_fault_copy(&mut self, copy: FaultCopy) -> Result<()> {
         let Some(buffer) = copy.buffer else {
             return self.put_zero(copy.chunk);
         };
         let len = self.engine.geometry.chunk(copy.chunk).bytes.len();
-        self.encoder
-            .put_chunk(ChunkNumber(copy.chunk), &buffer[..len])
-            .map_err(Error::Sink)?;
+        self.put_chunk(copy.chunk, &buffer[..len])?;
         self.engine.pool.give(buffer);
-        self.count_encoded(len);
         Ok(())
     }
 
-    fn count_encoded(&self, len: usize) {
-        self.engine.counters.encoded_bytes.add(len as u64);
-        self.engine.count_done(1, len as u64);
+    fn put_chunk(&mut self, chunk: u64, plain: &[u8]) -> Result<()> {
+        self.encoder
+            .put_chunk(ChunkNumber(chunk), plain)
+            .map_err(Error::Sink)?;
+        self.engine.counters.encoded_bytes.add(plain.len() as u64);
+        self.engine.count_done(1, plain.len() as u64);
+        Ok(())
     }
 
     /// Adds a chunk to the range of zero chunks, or begins another.
