@@ -9,13 +9,15 @@
 //! - `walk` goes over the file frame by frame, so that every byte lies under a checksum that is
 //!   checked; `frame` says what a frame must hold. They work without an index as well, and find
 //!   their way back after a frame whose length cannot be trusted.
-//! - `fingerprint` shows that index and frames describe the same chunks without holding either.
+//! - `fingerprint` shows that index and frames describe the same chunks without holding either;
+//!   `mismatch` names what is wrong if they do not.
 
 mod findings;
 mod fingerprint;
 mod frame;
 mod frame_map;
 mod index;
+mod mismatch;
 mod sequence;
 mod stream;
 mod structures;

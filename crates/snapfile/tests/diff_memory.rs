@@ -133,7 +133,7 @@ proptest! {
 fn striped_guest(pages: usize) -> Guest {
     let page = |number: usize| Page {
         before: 2,
-        after: if number % 2 == 0 { 3 } else { 2 },
+        after: if number.is_multiple_of(2) { 3 } else { 2 },
     };
     guest(&[(0, (0..pages).map(page).collect())], |page| page.after)
 }

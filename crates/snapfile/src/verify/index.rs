@@ -15,7 +15,7 @@ use crate::digest::{Digest, MemoryDigests, root_digest};
 use crate::error::{Corruption, Result};
 use crate::footer;
 use crate::format::{FrameType, IndexEntry, RootEntry};
-use crate::frame::{FRAME_HEADER_LEN, FrameInfo};
+use crate::frame::FRAME_HEADER_LEN;
 use crate::index::{IndexShape, Leaf};
 use crate::memory_map::ChunkNumber;
 use crate::storage::ReadAt;
@@ -256,59 +256,6 @@ impl<'a> Lookup<'a> {
         match self.recent.iter().find(|(known, _)| *known == number) {
             Some((_, Some(leaf))) => self.leaves.decode(chunk, leaf, findings),
             _ => Ok(None),
-        }
-    }
-}
-
-/// Names the chunks for which index and frames disagree, once it is known that they do.
-pub(super) fn name_mismatches(
-    storage: &dyn ReadAt,
-    structures: &Structures,
-    findings: &Findings,
-) -> Result<()> {
-    let Some(leaves) = Leaves::new(storage, structures) else {
-        return Ok(());
-    };
-    let mut named = false;
-    leaves.for_each(findings, |chunks, entry| {
-        let Some(entry) = entry.filter(|entry| entry.kind.is_data()) else {
-            return Ok(());
-        };
-        let compared = read_frame_header(storage, structures.file_bytes, entry.location)
-            .and_then(|frame| leaves.check_frame(chunks.start, entry, &frame));
-        named |= findings.note(compared)?.is_none();
-        Ok(())
-    })?;
-    if !named {
-        findings.corrupt(Corruption::IndexMismatch {
-            offset: structures.footer_offset(),
-        });
-    }
-    Ok(())
-}
-
-impl Leaves<'_> {
-    /// Compares an entry with the frame that it names (spec 9.7).
-    fn check_frame(&self, chunk: u64, entry: &ChunkEntry, frame: &FrameInfo) -> Result<()> {
-        let fields = [
-            ("type", frame.frame_type == Some(FrameType::Data)),
-            ("chunk number", frame.fields.key == chunk),
-            ("kind", frame.kind == entry.kind),
-            ("stored length", frame.fields.stored_len == entry.stored_len),
-            ("digest", frame.digest() == entry.digest),
-        ];
-        match fields.iter().find(|(_, agrees)| !agrees) {
-            None => Ok(()),
-            Some((field, _)) => {
-                let guest = self.shape.chunk_guest(ChunkNumber(chunk));
-                Err(Corruption::IndexFrame {
-                    chunk,
-                    offset: frame.offset,
-                    field,
-                    guest,
-                }
-                .into())
-            }
         }
     }
 }

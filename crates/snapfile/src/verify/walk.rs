@@ -12,7 +12,8 @@ use super::findings::Findings;
 use super::fingerprint::Fingerprint;
 use super::frame::{Checker, Tally};
 use super::frame_map::FrameMap;
-use super::index::{self, Index, Leaves};
+use super::index::{Index, Leaves};
+use super::mismatch::name_mismatches;
 use super::sequence::Sequence;
 use super::structures::{Structures, read_frame_header};
 use crate::error::{Corruption, Error, Result};
@@ -67,7 +68,7 @@ pub(super) fn walk(
     if !findings.has_lost_frames() {
         let agrees = index.fingerprint.is_none_or(|expected| expected == fingerprint);
         if !agrees {
-            index::name_mismatches(storage, structures, findings)?;
+            name_mismatches(storage, structures, findings)?;
         }
         compare_with_footer(structures, &walker, &tallies, findings);
     }
