@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::shell::{self, SaidNo};
 
 /// The example of `snapfile` that writes the vectors.
-pub const GENERATOR: &str = "vectors";
+const GENERATOR: &str = "vectors";
 
 const FROZEN: &str = "fmt-spec/vectors";
 
