@@ -61,6 +61,8 @@ pub(super) fn main(engine: &Engine) {
 struct Fault {
     chunk: u64,
     since: Instant,
+    /// It has been put aside for want of a buffer before.
+    throttled: bool,
 }
 
 struct Handler<'a> {
@@ -83,13 +85,13 @@ impl Handler<'_> {
             if self.engine.should_stop() && !self.lifted {
                 self.lift_everything()?;
             }
+            self.retry_throttled()?;
             let gate = self.engine.close_gate();
             let read = self.read()?;
             while let Some(fault) = self.backlog.pop_front() {
                 self.serve(*gate, fault)?;
             }
             drop(gate);
-            self.retry_throttled()?;
             if read == 0 {
                 self.wait()?;
             }
@@ -105,7 +107,11 @@ impl Handler<'_> {
             match *event {
                 Event::Fault { address, .. } => {
                     let chunk = self.engine.geometry.chunk_at(address);
-                    self.backlog.extend(chunk.map(|chunk| Fault { chunk, since }));
+                    self.backlog.extend(chunk.map(|chunk| Fault {
+                        chunk,
+                        since,
+                        throttled: false,
+                    }));
                 }
                 Event::Remove { start, end } => {
                     let chunk = self.engine.geometry.chunk_at(start.min(end - 1));
@@ -163,7 +169,9 @@ impl Handler<'_> {
         let engine = self.engine;
         let span = engine.geometry.chunk(fault.chunk);
         let present = engine.find_present(&span, &mut self.present)?;
-        let mut buffer = if present { engine.pool.take() } else { None };
+        // Those who wait already come first.
+        let may_take = present && self.throttled.is_empty();
+        let mut buffer = if may_take { engine.pool.take() } else { None };
         if present && buffer.is_none() {
             self.put_aside(fault);
             return Ok(true);
@@ -209,8 +217,11 @@ impl Handler<'_> {
     fn put_aside(&mut self, fault: Fault) {
         match self.engine.options.on_pressure {
             Pressure::Throttle => {
-                self.engine.counters.throttled.add(1);
-                self.throttled.push(fault);
+                self.engine.counters.throttled.add(u64::from(!fault.throttled));
+                self.throttled.push(Fault {
+                    throttled: true,
+                    ..fault
+                });
             }
             Pressure::Fail => {
                 self.engine.fail(Error::Pressure {
@@ -221,21 +232,11 @@ impl Handler<'_> {
         }
     }
 
-    /// Serves the faults that waited for a buffer, as far as there are buffers; fails the capture if one
-    /// has waited too long.
+    /// Serves the faults that waited for a buffer, oldest first, as far as there are buffers; fails the
+    /// capture if one has waited too long.
     fn retry_throttled(&mut self) -> Result<()> {
-        let waiting = std::mem::take(&mut self.throttled);
-        for (index, fault) in waiting.iter().enumerate() {
-            self.copy_before_write(*fault)?;
-            if self
-                .throttled
-                .last()
-                .is_some_and(|again| again.chunk == fault.chunk)
-            {
-                // Still none: the others need not try.
-                self.throttled.extend_from_slice(&waiting[index + 1..]);
-                break;
-            }
+        for fault in std::mem::take(&mut self.throttled) {
+            self.copy_before_write(fault)?;
         }
         let limit = self.engine.options.max_stall;
         if let Some(fault) = self.throttled.iter().find(|fault| fault.since.elapsed() > limit) {
