@@ -39,6 +39,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The new snapshot would take the place of a file that it needs.
+    #[error("{} is needed by the new snapshot and cannot be replaced by it", path.display())]
+    ReplacesParent {
+        /// The parent, or a parent of it.
+        path: PathBuf,
+    },
     /// Guest memory cannot be captured or filled.
     #[error("guest memory")]
     Memory(#[from] memsnap::Error),

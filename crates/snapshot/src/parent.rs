@@ -8,8 +8,11 @@ use snapfile::{Parent, Snapshot};
 use crate::error::{Error, Result};
 
 /// Opens the parent at `parent` for a new snapshot at `child`, whose directory exists.
+///
+/// Refuses a child that would take the place of its parent, or of a file that its parent needs.
 pub(crate) fn open_parent(parent: &Path, child: &Path) -> Result<Parent> {
     let snapshot = Snapshot::open_with_parents(parent).map_err(Error::read(parent))?;
+    refuse_replacing(child, parent, &snapshot)?;
     let directory = match child.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),
@@ -19,6 +22,26 @@ pub(crate) fn open_parent(parent: &Path, child: &Path) -> Result<Parent> {
         snapshot: Arc::new(snapshot),
         hint: hint.to_string_lossy().into_owned(),
     })
+}
+
+/// Follows the chain of parents as a reader does, by their hints.
+fn refuse_replacing(child: &Path, parent: &Path, snapshot: &Snapshot) -> Result<()> {
+    let Ok(child) = child.canonicalize() else {
+        return Ok(()); // Nothing is there yet.
+    };
+    let mut ancestor = canonical(parent)?;
+    let mut snapshot = snapshot;
+    loop {
+        if ancestor == child {
+            return Err(Error::ReplacesParent { path: ancestor });
+        }
+        let (Some(next), Some(reference)) = (snapshot.parent(), &snapshot.header().parent) else {
+            return Ok(());
+        };
+        let directory = ancestor.parent().unwrap_or(Path::new("/"));
+        ancestor = canonical(&directory.join(&reference.hint))?;
+        snapshot = next;
+    }
 }
 
 fn canonical(path: &Path) -> Result<PathBuf> {

@@ -4,6 +4,8 @@
 //! counter alone. A page and its step are finished together before a pause takes effect, so the counters saved at
 //! the capture point say what every page must contain.
 
+mod pages;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -21,12 +23,13 @@ use crate::error::{Error, Result};
 use crate::restore::open;
 use crate::sections::read_parts;
 use crate::subject::Subject;
+use pages::{PAGE_BYTES, content, expected, page_of_step, pages_per_writer};
 
-const PAGE_BYTES: usize = 4096;
 /// The state part that holds the step counters.
 const WRITERS: &str = "writers";
-/// Odd, so that multiples of it visit every page of a power of two.
-const STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Most writers, so that a file cannot ask for any number of threads.
+const MAX_WRITERS: usize = 256;
 
 /// Memory with threads that write it.
 #[derive(Debug)]
@@ -87,6 +90,9 @@ impl PlainMemory {
 
     fn start(memory: GuestMemoryMmap, memory_bytes: u64, steps: Vec<u64>) -> Result<Self> {
         let count = steps.len();
+        if count > MAX_WRITERS {
+            return Err(unsuitable("more than 256 writers"));
+        }
         let pages =
             pages_per_writer(memory_bytes, count).ok_or_else(|| unsuitable("no page for each writer"))?;
         let shared = Arc::new(Shared {
@@ -263,7 +269,7 @@ fn write_pages(memory: &GuestMemoryMmap, shared: &Shared, writer: usize, pages: 
         if shared.attention.load(Ordering::Relaxed) && !shared.pass() {
             return;
         }
-        let number = writer as u64 * pages + (step.wrapping_mul(STRIDE) & (pages - 1));
+        let number = writer as u64 * pages + page_of_step(step, pages);
         let address = guest_address(memory, number);
         memory
             .write_slice(&content(step), address)
@@ -275,51 +281,6 @@ fn write_pages(memory: &GuestMemoryMmap, shared: &Shared, writer: usize, pages: 
         shared.longest_gap_ns.fetch_max(gap, Ordering::Relaxed);
         last = now;
     }
-}
-
-/// What step number `step` writes into its page; never all zero.
-fn content(step: u64) -> [u8; PAGE_BYTES] {
-    let mut page = [0; PAGE_BYTES];
-    for (word, bytes) in (0_u64..).zip(page.as_chunks_mut().0) {
-        // Each value four times: content that a codec can make something of.
-        *bytes = (step + 1)
-            .wrapping_add(word / 4)
-            .wrapping_mul(STRIDE)
-            .to_le_bytes();
-    }
-    page
-}
-
-/// What a page must contain when the writers have done so many steps.
-fn expected(number: u64, pages: u64, steps: &[u64]) -> [u8; PAGE_BYTES] {
-    let steps = usize::try_from(number / pages)
-        .ok()
-        .and_then(|writer| steps.get(writer))
-        .copied();
-    match last_step(number % pages, pages, steps.unwrap_or(0)) {
-        Some(step) => content(step),
-        None => [0; PAGE_BYTES],
-    }
-}
-
-/// The last of the first `steps` steps that wrote the page.
-fn last_step(page: u64, pages: u64, steps: u64) -> Option<u64> {
-    let first = page.wrapping_mul(inverse(STRIDE)) & (pages - 1);
-    let last = steps.checked_sub(1)?;
-    Some(last - (last.checked_sub(first)? & (pages - 1)))
-}
-
-/// The inverse of an odd number modulo two to the 64th, by Newton's iteration.
-fn inverse(odd: u64) -> u64 {
-    (0..5).fold(odd, |guess, _| {
-        guess.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(guess)))
-    })
-}
-
-/// Pages of each writer: the largest power of two that fits.
-fn pages_per_writer(memory_bytes: u64, writers: usize) -> Option<u64> {
-    let pages = (memory_bytes / PAGE_BYTES as u64).checked_div(writers as u64)?;
-    pages.checked_ilog2().map(|log2| 1 << log2)
 }
 
 /// Where a page lies, holes between regions left out.

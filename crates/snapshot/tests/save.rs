@@ -176,6 +176,26 @@ fn a_child_stores_less_than_its_parent_and_reads_the_same() {
 }
 
 #[test]
+fn a_child_cannot_take_the_place_of_what_it_needs() {
+    let Some(scene) = Scene::set("a_child_cannot_take_the_place_of_what_it_needs") else {
+        return;
+    };
+    scene.save("grandparent", &SaveOptions::default());
+    let child_of = |name: &str| SaveOptions {
+        parent: Some(scene.path(name)),
+        ..SaveOptions::default()
+    };
+    scene.save("parent", &child_of("grandparent"));
+    for needed in ["parent", "grandparent"] {
+        let options = child_of("parent");
+        let error = save(&scene.memory, scene.path(needed), &options, &SaveControl::new()).unwrap_err();
+        assert!(matches!(error, snapshot::Error::ReplacesParent { .. }), "{error}");
+    }
+    scene.save("child", &child_of("parent"));
+    assert_clean(&scene.path("child"));
+}
+
+#[test]
 fn a_bad_path_fails_before_anything_is_protected() {
     let Some(scene) = Scene::set("a_bad_path_fails_before_anything_is_protected") else {
         return;

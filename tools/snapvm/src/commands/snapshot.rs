@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hyper::Method;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{SnapshotRequest, SnapshotState, SnapshotStatus, route};
 use crate::cli::SnapshotArgs;
@@ -79,20 +80,22 @@ async fn follow(
     request: &SnapshotRequest,
     show_bar: bool,
 ) -> anyhow::Result<SnapshotStatus> {
+    // Watched from before the begin, so that no interrupt is lost.
+    let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut status: SnapshotStatus = client.send_json(Method::POST, route::SNAPSHOTS, request).await?;
     let bar = SnapshotBar::new(show_bar);
-    let mut interrupted = false;
     while status.state == SnapshotState::Running {
         bar.show(&status.progress);
-        tokio::select! {
-            () = tokio::time::sleep(POLL_INTERVAL) => {}
-            signal = tokio::signal::ctrl_c(), if !interrupted => {
-                signal.context("waiting for signals")?;
-                interrupted = true;
-                // A snapshot that ended this moment is no error; its state tells.
-                let _: anyhow::Result<SnapshotStatus> =
-                    client.send(Method::DELETE, route::CURRENT_SNAPSHOT).await;
-            }
+        let given_up = tokio::select! {
+            () = tokio::time::sleep(POLL_INTERVAL) => false,
+            _ = interrupt.recv() => true,
+            _ = terminate.recv() => true,
+        };
+        if given_up {
+            // A snapshot that ended this moment is no error; its state tells.
+            let _: anyhow::Result<SnapshotStatus> =
+                client.send(Method::DELETE, route::CURRENT_SNAPSHOT).await;
         }
         let now: SnapshotStatus = client.send(Method::GET, route::CURRENT_SNAPSHOT).await?;
         anyhow::ensure!(

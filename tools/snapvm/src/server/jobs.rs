@@ -36,6 +36,16 @@ struct End {
     error: Option<ApiError>,
 }
 
+impl End {
+    fn failed(error: ApiError) -> Self {
+        Self {
+            state: SnapshotState::Failed,
+            report: None,
+            error: Some(error),
+        }
+    }
+}
+
 /// A snapshot cannot begin while another one is being written.
 #[derive(Debug, thiserror::Error)]
 #[error("snapshot {id} to {} is being written", path.display())]
@@ -68,11 +78,14 @@ impl Jobs {
             end,
         });
         drop(latest);
-        let vm = Arc::clone(vm);
-        thread::spawn(move || {
-            let end = run(&vm, &request, &options, &control);
-            vm.jobs.end(end);
-        });
+        let worker = Arc::clone(vm);
+        let work = move || {
+            let end = run(&worker, &request, &options, &control);
+            worker.jobs.end(end);
+        };
+        if let Err(error) = thread::Builder::new().name("snapshot".to_owned()).spawn(work) {
+            vm.jobs.end(End::failed(ApiError::from_error(&error)));
+        }
         Ok(ended)
     }
 
@@ -171,11 +184,7 @@ fn run(vm: &Vm, request: &SnapshotRequest, options: &SaveOptions, control: &Save
                 error: "the snapshot thread panicked; its message is in the machine's log".to_owned(),
                 causes: Vec::new(),
             };
-            End {
-                state: SnapshotState::Failed,
-                report: None,
-                error: Some(error),
-            }
+            End::failed(error)
         }
     }
 }
