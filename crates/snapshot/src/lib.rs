@@ -1,8 +1,9 @@
 //! One whole-VM snapshot: the order of pause, memory, state, resume, commit; and the reverse.
 //!
-//! [`save`] writes a running [`vmm::Machine`] into one file as of one instant, while its guest runs on; [`restore`] makes
-//! a machine of such a file. The crate knows both sides, the machine and the file, and owns nothing but the order of
-//! things between them: memory is captured by `memsnap`, the machine is `vmm`'s, the bytes are `snapfile`'s.
+//! [`save()`] writes a running [`vmm::Machine`] into one file as of one instant, while its guest runs on;
+//! [`restore()`] makes a machine of such a file. The crate knows both sides, the machine and the file, and owns
+//! nothing but the order of things between them: memory is captured by `memsnap`, the machine is `vmm`'s, the bytes
+//! are `snapfile`'s. Whatever has memory and writers that can be paused can be saved: see [`Subject`].
 //!
 //! ```no_run
 //! # fn example(machine: &vmm::Machine) -> Result<(), Box<dyn std::error::Error>> {

@@ -42,10 +42,10 @@ pub fn restore(path: impl AsRef<Path>, options: &RestoreOptions) -> Result<(Mach
     restore_with_progress(path, options, &|_| {})
 }
 
-/// Like [`restore`], and tells from several threads how much of memory is in place.
+/// Like [`restore()`], and tells from several threads how much of memory is in place.
 ///
 /// # Errors
-/// As [`restore`].
+/// As [`restore()`].
 pub fn restore_with_progress(
     path: impl AsRef<Path>,
     options: &RestoreOptions,
