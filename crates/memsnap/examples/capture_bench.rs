@@ -49,6 +49,8 @@ struct Guest {
 struct Outcome {
     report: CaptureReport,
     gap: Duration,
+    /// The longest batch just before the capture: what the machine does to it anyway.
+    gap_before: Duration,
     /// Its speed during the capture as a fraction of its speed just before.
     speed: f64,
 }
@@ -64,10 +66,10 @@ fn main() -> Result<()> {
         sizes.push(64);
     }
     println!(
-        "   MiB  load sink  freeze  touched  arm  faults  copied |  stall p50    p99     max |    gap  speed |  drain   rate"
+        "   MiB  load sink  freeze  touched  arm  faults  copied |  stall p50    p99     max |    gap  before  speed |  drain   rate"
     );
     println!(
-        "                       us   chunks   ms             MiB |         us     us      us |     us      % |     ms  MiB/s"
+        "                       us   chunks   ms             MiB |         us     us      us |     us      us      % |     ms  MiB/s"
     );
     for mib in sizes {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), mib << 20)])?;
@@ -84,10 +86,15 @@ fn main() -> Result<()> {
 }
 
 fn print_row(mib: usize, load: Load, sink: &str, outcome: &Outcome) {
-    let Outcome { report, gap, speed } = outcome;
+    let Outcome {
+        report,
+        gap,
+        gap_before,
+        speed,
+    } = outcome;
     let us = |duration: Duration| duration.as_micros();
     println!(
-        "{mib:>6} {:>5} {sink} {:>7} {:>8} {:>4} {:>7} {:>7} | {:>10} {:>6} {:>7} | {:>6} {:>6.0} | {:>6} {:>6}",
+        "{mib:>6} {:>5} {sink} {:>7} {:>8} {:>4} {:>7} {:>7} | {:>10} {:>6} {:>7} | {:>6} {:>7} {:>6.0} | {:>6} {:>6}",
         format!("{load:?}").to_lowercase(),
         us(report.freeze),
         report.chunks_touched_at_freeze,
@@ -98,6 +105,7 @@ fn print_row(mib: usize, load: Load, sink: &str, outcome: &Outcome) {
         us(report.stall.p99),
         us(report.stall.max),
         us(*gap),
+        us(*gap_before),
         speed * 100.0,
         report.drain.as_millis(),
         rate(mib, report.drain),
@@ -152,7 +160,7 @@ fn measure(memory: &GuestMemoryMmap, load: Load, sink: &str) -> Result<Outcome> 
 fn capture(memory: &GuestMemoryMmap, guest: &Guest, sink: &str) -> Result<Outcome> {
     let (begun, from) = guest.mark();
     thread::sleep(Duration::from_millis(200));
-    let speed_before = guest.speed_since(begun, from);
+    let (speed_before, gap_before) = (guest.speed_since(begun, from), guest.gap());
     let (begun, from) = guest.mark();
     let freeze = |layout: ChunkLayout| -> Result<Capture> {
         let options = CaptureOptions {
@@ -172,10 +180,11 @@ fn capture(memory: &GuestMemoryMmap, guest: &Guest, sink: &str) -> Result<Outcom
         writer.finish()?;
         report
     };
-    let gap = Duration::from_micros(guest.gap_us.load(Ordering::Relaxed));
+    let gap = guest.gap();
     Ok(Outcome {
         report,
         gap,
+        gap_before,
         speed: guest.speed_since(begun, from) / speed_before,
     })
 }
@@ -268,6 +277,10 @@ impl Guest {
     fn mark(&self) -> (Instant, u64) {
         self.gap_us.store(0, Ordering::Relaxed);
         (Instant::now(), self.writes.load(Ordering::Relaxed))
+    }
+
+    fn gap(&self) -> Duration {
+        Duration::from_micros(self.gap_us.load(Ordering::Relaxed))
     }
 
     fn speed_since(&self, begun: Instant, from: u64) -> f64 {

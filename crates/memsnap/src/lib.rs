@@ -33,6 +33,7 @@ mod error;
 mod geometry;
 mod histogram;
 mod options;
+mod priority;
 mod report;
 mod restore;
 mod sink;

@@ -18,6 +18,7 @@ use crate::chunk_states::ChunkState;
 use crate::error::{Error, Result};
 use crate::geometry::Span;
 use crate::options::Pressure;
+use crate::priority;
 use crate::sync::panic_message;
 
 /// Events read at once.
@@ -38,6 +39,7 @@ pub(super) fn main(engine: &Engine) {
             backlog: VecDeque::new(),
             throttled: Vec::new(),
             present: Vec::new(),
+            prompt: false,
             lifted: false,
         };
         match catch_unwind(AssertUnwindSafe(|| handler.run())) {
@@ -75,6 +77,9 @@ struct Handler<'a> {
     throttled: Vec<Fault>,
     /// Scratch: which pages of a chunk are there.
     present: Vec<u8>,
+    /// The thread runs before all others; so only after the point in time, since serving the guest too
+    /// eagerly before would keep the converging walker from getting ahead of it.
+    prompt: bool,
     /// The capture has failed and everything was lifted.
     lifted: bool,
 }
@@ -127,6 +132,10 @@ impl Handler<'_> {
     fn serve(&mut self, gate: Gate, fault: Fault) -> Result<()> {
         if self.lifted {
             return self.lift_chunk(fault.chunk);
+        }
+        if gate == Gate::Draining && !self.prompt {
+            priority::run_at_once();
+            self.prompt = true;
         }
         match gate {
             Gate::Arming => {

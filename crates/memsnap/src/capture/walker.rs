@@ -13,6 +13,7 @@ use crate::buffers::FaultCopy;
 use crate::capture::engine::Engine;
 use crate::capture::run_copy::RunCopy;
 use crate::error::{Error, Result};
+use crate::priority;
 use crate::sink::{ChunkEncoder, ChunkSink};
 use crate::sync::panic_message;
 
@@ -31,6 +32,9 @@ pub(super) fn run_all(engine: &Engine, sink: &dyn ChunkSink) {
 /// One walker; its errors and panics fail the capture.
 fn main(engine: &Engine, sink: &dyn ChunkSink) {
     let walk = || {
+        if engine.guard.is_some() {
+            priority::run_in_background();
+        }
         let mut walker = Walker {
             engine,
             sink,
