@@ -87,7 +87,7 @@ fn a_damaged_file_is_refused_by_verify_and_by_restore() {
     let mut guest = Guest::run_builtin(directory.path(), &["--memory", "64M"]);
     guest.wait_for_steps(5_000);
     let file = directory.path().join("out.vmsnap");
-    guest.snapshot(&file, &[]);
+    guest.snapshot(&file, &["--max-stall", "30s"]);
     drop(guest);
 
     let mut bytes = fs::read(&file).expect("the snapshot");
@@ -140,7 +140,7 @@ fn a_core_file_opens_in_gdb() {
         directory.path().join("out.vmsnap"),
         directory.path().join("mem.core"),
     );
-    guest.snapshot(&file, &[]);
+    guest.snapshot(&file, &["--max-stall", "30s"]);
     snaptool(&["restore", text(&file), "--elf-core", text(&core)]).expect_code(0);
     let commands = ["info threads", "info registers rip", "x/2i $rip"];
     let mut gdb = Command::new("gdb");

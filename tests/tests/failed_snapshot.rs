@@ -46,7 +46,7 @@ fn assert_unharmed(guest: &mut Guest, directory: &Path) {
     );
     assert_unprotected(guest);
     let file = directory.join("afterwards.vmsnap");
-    guest.snapshot(&file, &[]);
+    guest.snapshot(&file, &["--max-stall", "30s"]);
     run("snapvm", ["check", file.to_str().expect("UTF-8")]).expect_code(0);
 }
 

@@ -38,7 +38,7 @@ fn async_and_stop_of_a_paused_guest_have_the_same_root_digest() {
     guest.control("resume", &[]).expect_code(0);
     guest.wait_for_steps(10_000);
     let later = directory.path().join("later.vmsnap");
-    guest.snapshot(&later, &[]);
+    guest.snapshot(&later, &["--max-stall", "30s"]);
     run("snaptool", ["diff", names[0], later.to_str().expect("UTF-8")]).expect_code(1);
 }
 
@@ -67,7 +67,7 @@ fn a_machine_restored_paused_waits_for_resume() {
     let mut guest = Guest::run_builtin(directory.path(), &["--memory", "64M"]);
     guest.wait_for_steps(5_000);
     let file = directory.path().join("out.vmsnap");
-    guest.snapshot(&file, &[]);
+    guest.snapshot(&file, &["--max-stall", "30s"]);
     let name = file.to_str().expect("UTF-8");
     let mut restored = Guest::spawn(directory.path(), "restored", ["restore", name, "--paused"]);
     assert_eq!(restored.state(), "paused");
