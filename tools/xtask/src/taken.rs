@@ -1,7 +1,7 @@
 //! One snapshot taken by the real command while its guest is watched: what it cost, and what the guest felt.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -45,15 +45,22 @@ pub fn take(
     machine.reset_longest_gap()?;
     let before = machine.look()?;
     let mut process = shell::spawn(&mut command)?;
+    let mut looked = Instant::now();
     let status = loop {
         if let Some(status) = process.try_wait()? {
             break status;
         }
-        if let Err(error) = interrupt::sleep(interval).and_then(|()| watch(machine)) {
-            // The command ends by itself when the machine does, which whoever sees this error ends next.
+        let due = looked.elapsed() >= interval;
+        let went_on = interrupt::sleep(Duration::from_millis(2))
+            .and_then(|()| if due { watch(machine) } else { Ok(()) });
+        if let Err(error) = went_on {
+            // It may have ended by itself meanwhile: then there is nothing to kill.
             let _ = process.kill();
             process.wait()?;
             return Err(error);
+        }
+        if due {
+            looked = Instant::now();
         }
     };
     let rate_during = before.rate_to(machine.look()?);
