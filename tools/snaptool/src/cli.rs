@@ -60,7 +60,7 @@ pub struct InspectArgs {
     /// The snapshot file.
     pub file: PathBuf,
 
-    /// List the sections.
+    /// List the sections, with all that they tell of the capture and its origin.
     #[arg(long)]
     pub sections: bool,
 

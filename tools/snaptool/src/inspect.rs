@@ -72,6 +72,7 @@ fn print(args: &InspectArgs, snapshot: &Snapshot, output: &mut Output) -> anyhow
     }
     if args.sections {
         print_sections(output, snapshot)?;
+        summary::print_stories(output, snapshot, summary::Detail::Everything)?;
     }
     if args.map {
         chunks::print_regions(output, snapshot)?;

@@ -52,9 +52,23 @@ pub fn print(output: &mut Output, file: &Path, snapshot: &Snapshot) -> anyhow::R
         format_args!("{} ({stored} of memory)", size(summary.stored_bytes)),
     )?;
     output.fact("sections", snapshot.sections().len())?;
+    print_stories(output, snapshot, Detail::Headlines)
+}
+
+/// How much of a file's story is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// The fields that are not within another.
+    Headlines,
+    /// Every field.
+    Everything,
+}
+
+/// Prints how the file came to be and what the capture cost.
+pub fn print_stories(output: &mut Output, snapshot: &Snapshot, detail: Detail) -> anyhow::Result<()> {
     for kind in [SectionKind::Provenance, SectionKind::Statistics] {
         for entry in vmstate::parts(snapshot, kind, "") {
-            print_story(output, snapshot, entry)?;
+            print_story(output, snapshot, entry, detail)?;
         }
     }
     Ok(())
@@ -75,12 +89,18 @@ pub fn print_counts(output: &mut Output, counts: &ChunkCounts) -> std::io::Resul
 }
 
 /// Prints a section that is not machine state under the name of its kind.
-fn print_story(output: &mut Output, snapshot: &Snapshot, entry: &SectionEntry) -> anyhow::Result<()> {
+fn print_story(
+    output: &mut Output,
+    snapshot: &Snapshot,
+    entry: &SectionEntry,
+    detail: Detail,
+) -> anyhow::Result<()> {
     let payload = snapshot.read_section(entry)?;
     let key = section_kind(entry.kind);
     match snapfile::diff::fields(&payload) {
         Ok(fields) => {
-            for field in fields {
+            let told = |path: &str| detail == Detail::Everything || !path.contains('.');
+            for field in fields.into_iter().filter(|field| told(&field.path)) {
                 // Stories have counts and times, which people read in decimal.
                 let value = match &field.value {
                     snapfile::diff::FieldValue::Integer(number) => number.to_string(),
