@@ -39,6 +39,8 @@ enum Load {
 #[derive(Default)]
 struct Guest {
     pause: RwLock<()>,
+    /// Somebody wants to pause the writer, which would not let them in by itself.
+    pausing: AtomicBool,
     stop: AtomicBool,
     writes: AtomicU64,
     /// The longest time that a batch of writes took, in microseconds.
@@ -168,7 +170,9 @@ fn capture(memory: &GuestMemoryMmap, guest: &Guest, sink: &str) -> Result<Outcom
             ..CaptureOptions::default()
         };
         let mut capture = Capture::arm(memory, layout, options)?;
+        guest.pausing.store(true, Ordering::SeqCst);
         let _paused = guest.pause.write().expect("the writer does not panic");
+        guest.pausing.store(false, Ordering::SeqCst);
         capture.freeze()?;
         Ok(capture)
     };
@@ -254,6 +258,9 @@ impl Guest {
         let mut tick = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             let begun = Instant::now();
+            while self.pausing.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
             let running = self.pause.read().expect("nobody panics in the pause");
             for _ in 0..batch {
                 random = next(random);

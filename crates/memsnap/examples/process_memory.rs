@@ -1,19 +1,43 @@
 //! Snapshots a plain process's memory while its threads write it: no virtual machine, no KVM.
 //!
 //! Run it as `cargo run --release -p memsnap --example process_memory [MIB]`. The vmsnap part is `snapshot`
-//! below. The writers hold a read lock while they write, so that taking the write lock pauses them, as
-//! kicking its processors pauses a virtual machine.
+//! below; `Pause` stops the writers, as kicking its processors stops a virtual machine.
 
 use std::error::Error;
 use std::path::Path;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use memsnap::{Capture, CaptureOptions, CaptureReport, memory_map, restore_eager};
 use snapfile::{Snapshot, SnapshotFile, Writer, WriterOptions};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// Lets any number of writers run, or none.
+#[derive(Default)]
+struct Pause {
+    wanted: AtomicBool,
+    running: RwLock<()>,
+}
+
+impl Pause {
+    /// Waits until no writer is running; none will until the guard is dropped.
+    fn stop(&self) -> RwLockWriteGuard<'_, ()> {
+        self.wanted.store(true, Ordering::SeqCst);
+        let stopped = self.running.write().expect("no writer panics");
+        self.wanted.store(false, Ordering::SeqCst);
+        stopped
+    }
+
+    /// Lets the caller write until the guard is dropped. Busy writers alone would never let `stop` in.
+    fn run(&self) -> RwLockReadGuard<'_, ()> {
+        while self.wanted.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        self.running.read().expect("nobody panics in the pause")
+    }
+}
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -22,14 +46,14 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 fn snapshot(
     memory: &GuestMemoryMmap,
     path: &Path,
-    pause: &RwLock<()>,
+    pause: &Pause,
     witness: impl FnOnce(),
 ) -> Result<(CaptureReport, Duration)> {
     let file = SnapshotFile::create(path)?;
     let writer = Writer::new(file, &memory_map(memory)?, WriterOptions::default())?;
     let mut capture = Capture::arm(memory, writer.layout().clone(), CaptureOptions::default())?;
-    let paused = pause.write().expect("no writer panics");
     let begun = Instant::now();
+    let paused = pause.stop();
     capture.freeze()?;
     let pause_time = begun.elapsed();
     witness();
@@ -48,7 +72,7 @@ fn main() -> Result<()> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), mib << 20)])?;
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("process.vmsnap");
-    let (pause, stop, writes) = (RwLock::new(()), AtomicBool::new(false), AtomicU64::new(0));
+    let (pause, stop, writes) = (Pause::default(), AtomicBool::new(false), AtomicU64::new(0));
     let mut witness = vec![0; mib << 20];
 
     let (report, pause_time) = thread::scope(|scope| {
@@ -97,17 +121,11 @@ fn main() -> Result<()> {
 }
 
 /// Writes a running number to random places, as fast as it goes.
-fn write_until(
-    memory: &GuestMemoryMmap,
-    seed: u64,
-    pause: &RwLock<()>,
-    stop: &AtomicBool,
-    writes: &AtomicU64,
-) {
+fn write_until(memory: &GuestMemoryMmap, seed: u64, pause: &Pause, stop: &AtomicBool, writes: &AtomicU64) {
     let len = vm_memory::GuestMemoryBackend::last_addr(memory).0 + 1;
     let mut random = seed;
     while !stop.load(Ordering::Relaxed) {
-        let _running = pause.read().expect("no writer panics");
+        let _running = pause.run();
         for _ in 0..64 {
             random = random
                 .wrapping_mul(6_364_136_223_846_793_005)

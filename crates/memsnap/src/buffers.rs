@@ -58,7 +58,10 @@ impl BufferPool {
         let mut state = lock(&self.state);
         state.in_use -= 1;
         state.free.push(buffer);
-        if std::mem::take(&mut state.awaited) {
+        let awaited = std::mem::take(&mut state.awaited);
+        // The handler may run the moment it is woken, and would find the lock taken.
+        drop(state);
+        if awaited {
             self.waker.notify();
         }
     }

@@ -11,8 +11,12 @@ use crate::error::Result;
 use crate::geometry::Span;
 use crate::sync::lock;
 
-/// As few touched chunks as this are left to the pause: protecting them takes well under a millisecond.
+/// With as few touched chunks as this the last round begins: it takes well under a millisecond.
 const FEW_CHUNKS: usize = 64;
+
+/// Rounds in a row that may leave no fewer touched chunks than one before them. On a busy machine a round
+/// is interrupted now and then, and the guest gets ahead; the next one makes up for it.
+const ROUNDS_IN_VAIN: u32 = 4;
 
 /// What arming cost.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,13 +38,21 @@ pub(crate) fn arm(engine: &Engine, begun: Instant) -> ArmFigures {
     let deadline = begun + engine.options.max_arm;
     let mut figures = ArmFigures::default();
     first_pass(engine, Some(deadline));
-    let mut before = usize::MAX;
+    let (mut fewest, mut in_vain) = (usize::MAX, 0);
     while !engine.should_stop() && Instant::now() < deadline {
         let touched = lock(&engine.touched).len();
-        if touched <= FEW_CHUNKS || touched >= before {
+        in_vain = if touched < fewest { 0 } else { in_vain + 1 };
+        fewest = fewest.min(touched);
+        if touched <= FEW_CHUNKS || in_vain == ROUNDS_IN_VAIN {
             break;
         }
-        before = touched;
+        figures.rounds += 1;
+        protect_touched(engine, Some(deadline));
+    }
+    if Instant::now() < deadline {
+        // The last round shuts the handler out: who writes to a protected chunk waits, so that nothing but
+        // what they wait for is left afterwards. In the pause the same work would stop everyone.
+        let _gate = engine.close_gate();
         figures.rounds += 1;
         protect_touched(engine, Some(deadline));
     }

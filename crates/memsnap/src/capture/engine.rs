@@ -1,7 +1,8 @@
 //! What all threads of a capture share, and the rules by which they touch it.
 //!
-//! Locks, none held while another is taken except `gate`, which is always the first: `gate` (phase; held by
-//! the handler over each batch of faults and by the freeze), `touched`, `wanted`, `failure`, and those in
+//! Locks, none held while another is taken except `turnstile` and `gate`, which come first and in this order:
+//! `gate` (phase; held by the handler over each batch of faults, and by the last round of arming and the freeze
+//! to keep it out), `touched`, `wanted`, `failure`, and those in
 //! `buffers.rs`. None is ever held during a call of the sink.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -83,6 +84,8 @@ pub(crate) struct Engine {
     pub(crate) touched: Mutex<Vec<u64>>,
     pub(crate) waker: Arc<Waker>,
     gate: Mutex<Gate>,
+    /// Taken before `gate`, by the handler for an instant only: so a busy handler cannot keep others out.
+    turnstile: Mutex<()>,
     wanted: Mutex<Vec<Waiter>>,
     next_run: AtomicU64,
     failed: AtomicBool,
@@ -143,6 +146,7 @@ impl Engine {
             touched: Mutex::default(),
             waker,
             gate: Mutex::new(Gate::Arming),
+            turnstile: Mutex::default(),
             wanted: Mutex::default(),
             next_run: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -153,6 +157,13 @@ impl Engine {
 
     /// Keeps the handler from serving faults, and tells or changes what it does with them.
     pub(crate) fn close_gate(&self) -> MutexGuard<'_, Gate> {
+        let _turn = lock(&self.turnstile);
+        lock(&self.gate)
+    }
+
+    /// The handler's own way through the gate, for one batch of faults.
+    pub(crate) fn pass_gate(&self) -> MutexGuard<'_, Gate> {
+        drop(lock(&self.turnstile));
         lock(&self.gate)
     }
 

@@ -91,7 +91,7 @@ impl Handler<'_> {
                 self.lift_everything()?;
             }
             self.retry_throttled()?;
-            let gate = self.engine.close_gate();
+            let gate = self.engine.pass_gate();
             let read = self.read()?;
             while let Some(fault) = self.backlog.pop_front() {
                 self.serve(*gate, fault)?;
