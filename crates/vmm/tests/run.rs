@@ -3,7 +3,7 @@
 mod support;
 
 use support::payloads;
-use support::{boot, config, end_of, kvm_is_here, run, wait_for_heartbeats};
+use support::{boot, config, end_of, kvm_is_here, run, wait_for_heartbeats, wait_for_life};
 use vmm::{
     Backing, CrashReport, Error, ErrorKind, Machine, MachineConfig, RunState, SerialOutput, StopReason,
 };
@@ -62,7 +62,7 @@ fn a_halted_guest_is_neither_ended_nor_in_the_way_of_a_pause() {
     }
     let machine = boot(&config(payloads::halt()));
     machine.resume().unwrap();
-    wait_for_heartbeats(&machine, 1);
+    wait_for_life(&machine);
     for _ in 0..10 {
         machine.pause().unwrap();
         assert_eq!(machine.state(), RunState::Paused);
@@ -202,7 +202,7 @@ fn serial_input_interrupts_the_guest() {
         ..config(payloads::interrupts())
     });
     machine.resume().unwrap();
-    wait_for_heartbeats(&machine, 1);
+    wait_for_life(&machine);
     assert_eq!(machine.send_serial_input(&[0x77]).unwrap(), 1);
     assert_eq!(end_of(&machine), StopReason::DebugExit { code: 0x77 });
 }
@@ -230,7 +230,7 @@ fn dropping_a_running_machine_ends_it() {
             ..config(program)
         });
         machine.resume().unwrap();
-        wait_for_heartbeats(&machine, 1);
+        wait_for_life(&machine);
         drop(machine);
     }
 }

@@ -94,6 +94,11 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until a guest that was just started has given its first sign of life; some give no other.
+pub fn wait_for_life(machine: &Machine) {
+    wait_until("a sign of life", || machine.heartbeat() > 0);
+}
+
 /// Waits until the guest has given `count` more signs of life.
 pub fn wait_for_heartbeats(machine: &Machine, count: u64) {
     let goal = machine.heartbeat() + count;
