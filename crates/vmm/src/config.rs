@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use crate::builtin::BuiltinOptions;
+use crate::cpu_model::CpuModel;
 use crate::error::{Error, Result};
 use crate::memory::PAGE_SIZE;
 
@@ -35,14 +36,19 @@ pub struct MachineConfig {
     pub kernel: Option<Kernel>,
     /// Kernel command line, ASCII, at most 2047 bytes.
     pub cmdline: String,
+    /// Initial RAM disk that is loaded beside the kernel; not looked at by a restore.
+    pub initrd: Option<PathBuf>,
+    /// The processor that a booted guest sees; a restored one keeps the processor that it has seen.
+    pub cpu: CpuModel,
 }
 
 /// The program that a machine starts.
 #[derive(Clone, Debug)]
 pub enum Kernel {
-    /// An ELF file with a PVH entry note.
-    Elf(PathBuf),
-    /// The contents of an ELF file with a PVH entry note.
+    /// A file: an ELF image with a PVH entry note, or a Linux bzImage with a 64-bit entry; its contents
+    /// tell which.
+    File(PathBuf),
+    /// The contents of such a file.
     Image(Vec<u8>),
     /// The built-in guest, with its working set filled beforehand.
     Builtin(BuiltinOptions),
@@ -80,6 +86,8 @@ impl Default for MachineConfig {
             transparent_huge_pages: false,
             kernel: None,
             cmdline: String::new(),
+            initrd: None,
+            cpu: CpuModel::default(),
         }
     }
 }

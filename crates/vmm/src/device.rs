@@ -7,7 +7,9 @@
 mod bus;
 mod debug_console;
 mod debug_exit;
+mod generation_id;
 mod i8042;
+pub(crate) mod power;
 mod serial;
 
 use ciborium::Value;
@@ -19,7 +21,9 @@ use crate::run_state::StopReason;
 pub(crate) use bus::{Bus, SharedDevice};
 pub(crate) use debug_console::DebugConsole;
 pub(crate) use debug_exit::DebugExit;
+pub(crate) use generation_id::GenerationId;
 pub(crate) use i8042::I8042;
+pub(crate) use power::Power;
 pub(crate) use serial::Serial;
 
 /// Why a device could not be drained, saved or restored.
@@ -54,7 +58,7 @@ pub enum DeviceError {
 /// what arrives from outside meanwhile is kept. A device is saved only while paused.
 pub trait Device: Send {
     /// Returns the device's name, unique in the machine.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     /// Returns the version of the saved state's schema.
     fn version(&self) -> u32 {

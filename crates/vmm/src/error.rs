@@ -91,6 +91,21 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The initial RAM disk cannot be read.
+    #[error("initrd {}", path.display())]
+    OpenInitrd {
+        /// Path of the file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The initial RAM disk cannot be given to the kernel.
+    #[error("initrd: {problem}")]
+    Initrd {
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The built-in guest cannot be made for this machine.
     #[error("built-in guest")]
     Builtin(#[from] BuiltinError),
@@ -190,9 +205,12 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::InvalidConfig { .. } | Self::OpenKernel { .. } | Self::Kernel { .. } | Self::Builtin(_) => {
-                ErrorKind::InvalidInput
-            }
+            Self::InvalidConfig { .. }
+            | Self::OpenKernel { .. }
+            | Self::Kernel { .. }
+            | Self::OpenInitrd { .. }
+            | Self::Initrd { .. }
+            | Self::Builtin(_) => ErrorKind::InvalidInput,
             Self::KvmUnavailable(_) | Self::MissingCapability { .. } => ErrorKind::Unsupported,
             Self::State(_) => ErrorKind::Corrupt,
             Self::MissingFeatures { .. }

@@ -10,7 +10,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use vmm::{Kernel, Machine, MachineConfig, create_guest_memory};
 //!
-//! let config = MachineConfig { kernel: Some(Kernel::Elf("guest.elf".into())), ..MachineConfig::default() };
+//! let config = MachineConfig { kernel: Some(Kernel::File("guest.elf".into())), ..MachineConfig::default() };
 //! let machine = Machine::boot(&config, create_guest_memory(&config)?)?;
 //! machine.resume()?;
 //! machine.pause()?;
@@ -19,13 +19,16 @@
 //! # Ok(()) }
 //! ```
 
+mod acpi;
 mod arch;
 pub mod builtin;
 mod config;
+mod cpu_model;
 mod crash;
 mod device;
 mod error;
 mod kick;
+mod layout;
 mod machine;
 mod memory;
 mod run_control;
@@ -34,6 +37,7 @@ mod state;
 mod vcpu;
 
 pub use config::{Backing, Kernel, MachineConfig, SerialOutput};
+pub use cpu_model::{CpuModel, UnknownCpuModel};
 pub use device::{Device, DeviceError};
 pub use error::{Error, ErrorKind};
 pub use machine::{Machine, RestoreOptions};

@@ -24,10 +24,11 @@ use std::time::Duration;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
+use crate::acpi;
 use crate::arch::platform::check_processor;
 use crate::arch::{boot, cpuid, msr, vcpu_state, vm_state};
 use crate::config::MachineConfig;
-use crate::device::{Serial, SharedDevice};
+use crate::device::{GenerationId, Serial, SharedDevice};
 use crate::error::{Error, Result};
 use crate::machine::assembly::{Assembly, lock};
 use crate::memory::ranges_of;
@@ -56,6 +57,7 @@ pub struct Machine {
     devices: Vec<SharedDevice>,
     device_names: Vec<String>,
     serial: Arc<Mutex<Serial>>,
+    generation_id: Arc<Mutex<GenerationId>>,
     heartbeat: Arc<AtomicU64>,
     msr_indices: Vec<u32>,
     tsc_khz: u32,
@@ -87,8 +89,11 @@ impl Machine {
         assembly
             .vcpus
             .iter()
-            .try_for_each(|vcpu| assembly.set_default_cpuid(&lock(vcpu)))?;
+            .try_for_each(|vcpu| assembly.prepare_to_boot(&lock(vcpu)))?;
         let around = &assembly.around;
+        vm_state::mask_pics(&assembly.vm)?;
+        acpi::write(&around.memory, config.cpus, &[])?;
+        lock(&assembly.devices.generation_id).write_first()?;
         let entry = boot::load(&around.memory, config)?;
         boot::set_entry(&lock(&assembly.vcpus[0]).fd, &around.capabilities, entry)?;
         Self::finish(assembly, Phase::Created)
@@ -140,6 +145,7 @@ impl Machine {
             Phase::Created => {}
             Phase::Paused => {
                 self.tell_guest_of_pause()?;
+                lock(&self.generation_id).renew_if_restored()?;
                 self.devices.iter().for_each(|device| lock(device).resume());
             }
         }
@@ -287,6 +293,7 @@ impl Machine {
             devices: devices.topology,
             device_names,
             serial: devices.serial,
+            generation_id: devices.generation_id,
             heartbeat: devices.heartbeat,
             msr_indices,
             tsc_khz,

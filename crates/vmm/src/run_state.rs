@@ -26,8 +26,10 @@ pub enum StopReason {
         /// The value written; an isa-debug-exit device makes `code * 2 + 1` the exit status.
         code: u32,
     },
-    /// The guest asked the keyboard controller for a reset.
+    /// The guest asked for a reset, by the ACPI reset register or the keyboard controller.
     Reset,
+    /// The guest switched the machine off, by the ACPI sleep control register.
+    PowerOff,
     /// A triple fault.
     TripleFault,
     /// KVM reported a system event, for instance a shutdown request.
@@ -165,6 +167,7 @@ impl fmt::Display for StopReason {
         match self {
             Self::DebugExit { code } => write!(f, "debug exit with code {code:#x}"),
             Self::Reset => f.write_str("reset by the guest"),
+            Self::PowerOff => f.write_str("switched off by the guest"),
             Self::TripleFault => f.write_str("triple fault"),
             Self::SystemEvent { event } => write!(f, "system event {event}"),
             Self::Crashed(report) => report.fmt(f),

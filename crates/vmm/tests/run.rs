@@ -36,7 +36,7 @@ fn a_kernel_file_boots_like_its_bytes() {
     }
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), support::elf(payloads::hello())).unwrap();
-    let kernel = Some(vmm::Kernel::Elf(file.path().to_owned()));
+    let kernel = Some(vmm::Kernel::File(file.path().to_owned()));
     assert_eq!(
         run(&MachineConfig {
             kernel,

@@ -17,6 +17,20 @@ pub(crate) const IA32_TSC: u32 = 0x10;
 /// Deadline of the local APIC timer.
 pub(crate) const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
+const IA32_MISC_ENABLE: u32 = 0x1a0;
+const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// Fast string operations.
+const MISC_ENABLE_FAST_STRING: u64 = 1;
+/// MTRRs enabled, write-back where no range says otherwise.
+const MTRR_DEF_TYPE_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// What firmware leaves in a processor that it hands over. Linux turns its page attribute table off where
+/// it finds the MTRRs disabled.
+pub(crate) const AT_BOOT: [(u32, u64); 2] = [
+    (IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+    (IA32_MTRR_DEF_TYPE, MTRR_DEF_TYPE_WRITE_BACK),
+];
+
 /// MSRs beyond KVM's own list: MTRR, extended supervisor state, shadow stacks, and all of the range that
 /// KVM's paravirtual MSRs have used or may use.
 const EXTRA_RANGES: [(u32, u32); 7] = [

@@ -48,6 +48,16 @@ pub(crate) fn save(vm: &VmFd) -> Result<Chips> {
     })
 }
 
+/// Masks every input of the 8259 interrupt controllers, as firmware leaves them. A guest that uses them
+/// initialises them first; one that does not, for it uses the I/O APIC, is spared their interrupts, which
+/// would come with the vectors of exceptions.
+pub(crate) fn mask_pics(vm: &VmFd) -> Result<()> {
+    let failed = |operation| move |source| Error::Kvm { operation, source };
+    let mut pics = raw::get_pics(vm).map_err(failed("KVM_GET_IRQCHIP"))?;
+    pics.iter_mut().for_each(|pic| pic.imr = 0xff);
+    raw::set_pics(vm, pics).map_err(failed("KVM_SET_IRQCHIP"))
+}
+
 /// Writes the interrupt controllers, the clock and the timer, before any vCPU runs.
 ///
 /// The timer comes after the interrupt controllers. It ticks as soon as it is written, and KVM holds its next

@@ -7,13 +7,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::platform::Capabilities;
-use crate::arch::{cpuid, platform};
+use crate::arch::{cpuid, msr, platform};
 use crate::config::MachineConfig;
-use crate::device::{Bus, DebugConsole, DebugExit, I8042, Serial, SharedDevice};
+use crate::device::{Bus, DebugConsole, DebugExit, GenerationId, I8042, Power, Serial, SharedDevice};
 use crate::error::{Error, Result};
 use crate::kick;
+use crate::layout::{
+    DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, EVENT_GSI, I8042_PORT, I8042_PORTS, POWER_PORT,
+    POWER_PORTS, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS,
+};
 use crate::memory::{memory_ranges, ranges_of, register_slots};
 use crate::run_control::RunControl;
 use crate::state::CpuidLeaf;
@@ -22,15 +27,6 @@ use crate::vcpu::{Surroundings, Vcpu};
 /// Pages that KVM on Intel processors without unrestricted guest mode keeps inside the hole below 4 GiB.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 const TSS_ADDRESS: usize = 0xfffb_d000;
-
-const SERIAL_PORT: u64 = 0x3f8;
-const SERIAL_PORTS: u64 = 8;
-const SERIAL_GSI: u32 = 4;
-const I8042_PORT: u64 = 0x60;
-const I8042_PORTS: u64 = 5;
-const DEBUG_CONSOLE_PORT: u64 = 0xe9;
-const DEBUG_EXIT_PORT: u64 = 0xf4;
-const DEBUG_EXIT_PORTS: u64 = 4;
 
 /// A machine whose vCPUs have neither state nor threads yet.
 pub(super) struct Assembly {
@@ -48,6 +44,7 @@ pub(super) struct Devices {
     /// In the order of the topology.
     pub(super) topology: Vec<SharedDevice>,
     pub(super) serial: Arc<Mutex<Serial>>,
+    pub(super) generation_id: Arc<Mutex<GenerationId>>,
     pub(super) heartbeat: Arc<std::sync::atomic::AtomicU64>,
 }
 
@@ -65,7 +62,7 @@ impl Assembly {
         let capabilities = Capabilities::query(&kvm, &vm)?;
         register_slots(&vm, &memory)?;
         create_chips(&vm)?;
-        let (devices, ports) = create_devices(config, &vm)?;
+        let (devices, ports) = create_devices(config, &vm, &memory)?;
         let vcpus = (0..config.cpus)
             .map(|id| create_vcpu(&vm, id))
             .collect::<Result<_>>()?;
@@ -88,14 +85,12 @@ impl Assembly {
         })
     }
 
-    /// Gives a vCPU the CPUID that guests of this host start with.
-    pub(super) fn set_default_cpuid(&self, vcpu: &Vcpu) -> Result<()> {
+    /// Gives a vCPU the CPUID that guests of this host start with, and what firmware leaves in its MSRs.
+    pub(super) fn prepare_to_boot(&self, vcpu: &Vcpu) -> Result<()> {
         let cpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
-        cpuid::set(
-            vcpu.id,
-            &vcpu.fd,
-            &cpuid::for_vcpu(&self.supported_cpuid, vcpu.id, cpus),
-        )
+        let leaves = cpuid::for_vcpu(&self.supported_cpuid, vcpu.id, cpus);
+        cpuid::set(vcpu.id, &vcpu.fd, &leaves)?;
+        msr::write(vcpu.id, &vcpu.fd, &msr::AT_BOOT)
     }
 }
 
@@ -144,24 +139,32 @@ fn create_chips(vm: &VmFd) -> Result<()> {
     vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))
 }
 
-fn create_devices(config: &MachineConfig, vm: &VmFd) -> Result<(Devices, Bus)> {
+fn create_devices(config: &MachineConfig, vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(Devices, Bus)> {
     let serial = Serial::new(&config.serial)?;
-    vm.register_irqfd(serial.interrupt(), SERIAL_GSI)
-        .map_err(|source| Error::Kvm {
-            operation: "KVM_IRQFD",
-            source,
-        })?;
+    register_line(vm, serial.interrupt(), SERIAL_GSI)?;
     let serial = Arc::new(Mutex::new(serial));
+    let generation_id = GenerationId::new(memory.clone())?;
+    register_line(vm, generation_id.event(), EVENT_GSI)?;
+    let generation_id = Arc::new(Mutex::new(generation_id));
     let console = DebugConsole::default();
     let heartbeat = console.counter();
-    let placed: [(u64, u64, SharedDevice); 4] = [
-        (SERIAL_PORT, SERIAL_PORTS, Arc::clone(&serial) as SharedDevice),
+    let placed: [(u64, u64, SharedDevice); 5] = [
+        (
+            SERIAL_PORT.into(),
+            SERIAL_PORTS.into(),
+            Arc::clone(&serial) as SharedDevice,
+        ),
         (I8042_PORT, I8042_PORTS, Arc::new(Mutex::new(I8042::new()))),
         (DEBUG_CONSOLE_PORT, 1, Arc::new(Mutex::new(console))),
         (
             DEBUG_EXIT_PORT,
             DEBUG_EXIT_PORTS,
             Arc::new(Mutex::new(DebugExit::default())),
+        ),
+        (
+            POWER_PORT.into(),
+            POWER_PORTS.into(),
+            Arc::new(Mutex::new(Power::default())),
         ),
     ];
     let mut ports = Bus::default();
@@ -170,14 +173,22 @@ fn create_devices(config: &MachineConfig, vm: &VmFd) -> Result<(Devices, Bus)> {
         ports.insert(base, len, Arc::clone(&device));
         topology.push(device);
     }
-    Ok((
-        Devices {
-            topology,
-            serial,
-            heartbeat,
-        },
-        ports,
-    ))
+    topology.push(Arc::clone(&generation_id) as SharedDevice);
+    let devices = Devices {
+        topology,
+        serial,
+        generation_id,
+        heartbeat,
+    };
+    Ok((devices, ports))
+}
+
+/// Makes each signal of `event` an edge of an interrupt line.
+fn register_line(vm: &VmFd, event: &EventFd, gsi: u32) -> Result<()> {
+    vm.register_irqfd(event, gsi).map_err(|source| Error::Kvm {
+        operation: "KVM_IRQFD",
+        source,
+    })
 }
 
 fn create_vcpu(vm: &VmFd, id: u32) -> Result<Arc<Mutex<Vcpu>>> {

@@ -24,7 +24,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
 
 fn config(args: &RunArgs) -> MachineConfig {
     let kernel = match &args.kernel {
-        Some(path) => Kernel::Elf(path.clone()),
+        Some(path) => Kernel::File(path.clone()),
         None => Kernel::Builtin(builtin_options(&args.builtin_args)),
     };
     MachineConfig {
@@ -35,6 +35,7 @@ fn config(args: &RunArgs) -> MachineConfig {
         transparent_huge_pages: !args.machine.no_thp,
         kernel: Some(kernel),
         cmdline: args.cmdline.clone(),
+        ..MachineConfig::default()
     }
 }
 
