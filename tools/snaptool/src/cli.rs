@@ -5,7 +5,8 @@
 
 use std::{path::PathBuf, sync::OnceLock};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 /// Inspects, verifies, compares and extracts vmsnap snapshot files.
 ///
@@ -175,9 +176,13 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "FILE")]
     pub memory: Option<PathBuf>,
 
-    /// Write an ELF core of memory and vCPU registers for gdb, crash and the like.
+    /// Write an ELF core of memory and vCPU registers for gdb, drgn, crash and the like.
     #[arg(long, value_name = "FILE")]
     pub elf_core: Option<PathBuf>,
+
+    /// The addresses of the core's segments; by default virtual if the guest's kernel has any.
+    #[arg(long, value_name = "KIND", requires = "elf_core")]
+    pub addresses: Option<Addresses>,
 
     /// Write the vmstate as JSON; - is standard output.
     #[arg(long, value_name = "FILE")]
@@ -191,14 +196,29 @@ pub struct RestoreArgs {
     pub json: bool,
 }
 
+/// By which addresses a debugger finds memory in a core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Addresses {
+    /// Virtual addresses of the kernel: the upper half of the address space, as the page tables
+    /// of the vCPUs map it. Physical address P is at 0x8000000000000000 + P.
+    Virtual,
+    /// Guest physical addresses.
+    Physical,
+}
+
 const RESTORE_EXAMPLES: &str = "\
 Examples:
   snaptool restore vm.vmsnap --memory mem.raw
-  snaptool restore vm.vmsnap --elf-core mem.core && gdb -c mem.core -ex 'info registers'
+  snaptool restore vm.vmsnap --elf-core vm.core && gdb -c vm.core -ex 'info threads'
+  drgn -c vm.core -s vmlinux
+  crash vmlinux vm.core
   snaptool restore vm.vmsnap --vmstate - | jq '.parts[\"vcpu/0\"].state.regs'
 
 Files appear under their names only when complete (mode 0600); existing ones are replaced.
-In the core, both addresses of a segment are guest physical addresses.";
+A core has one thread per vCPU. That of a Linux guest also has the kernel's VMCOREINFO, found in
+memory, which tells drgn and crash where the kernel is; with gdb, add the KASLR offset that is
+printed: add-symbol-file vmlinux -o OFFSET.";
 
 fn version() -> &'static str {
     static VERSION: OnceLock<String> = OnceLock::new();

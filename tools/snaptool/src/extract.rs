@@ -5,7 +5,7 @@
 
 mod core_file;
 mod memory;
-mod note;
+mod parallel;
 mod target;
 
 use std::path::Path;
@@ -22,6 +22,7 @@ use crate::open;
 use crate::output::{Output, size};
 use crate::progress::Progress;
 use crate::vmstate;
+use core_file::Contents;
 use target::Target;
 
 /// A file that was written, as `--json` shows it.
@@ -32,6 +33,9 @@ struct Written {
     file: String,
     /// Length of the file; holes count.
     file_bytes: u64,
+    /// What is in an ELF core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    core: Option<Contents>,
 }
 
 /// Runs the command.
@@ -47,8 +51,10 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
     let core = args
         .elf_core
         .as_deref()
-        .map(|path| core_file::create(path, &snapshot))
-        .transpose()?;
+        .map(|path| core_file::create(path, &snapshot, args.addresses))
+        .transpose()
+        .with_context(|| args.file.display().to_string())?;
+    let (core, contents) = core.unzip();
     let vmstate = match args.vmstate.as_deref() {
         Some(path) => Some(vmstate_text(&snapshot).with_context(|| path.display().to_string())?),
         None => None,
@@ -60,12 +66,13 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
         memory::extract(&snapshot, &targets, &progress).with_context(|| args.file.display().to_string())?;
     }
     let mut written = Vec::new();
-    for (what, target) in [("memory", memory), ("elf_core", core)] {
+    for (what, target, core) in [("memory", memory, None), ("elf_core", core, contents)] {
         if let Some(target) = target {
             written.push(Written {
                 what,
                 file: target.path().display().to_string(),
                 file_bytes: target.commit()?,
+                core,
             });
         }
     }
@@ -79,6 +86,7 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
                 what: "vmstate",
                 file: path.display().to_string(),
                 file_bytes,
+                core: None,
             });
         }
     }
@@ -106,6 +114,9 @@ fn report(mut output: Output, args: &RestoreArgs, written: &[Written]) -> anyhow
         for item in written {
             let key = item.what.replace('_', " ");
             output.fact(&key, format_args!("{} ({})", item.file, size(item.file_bytes)))?;
+            if let Some(core) = &item.core {
+                core.print(&mut output)?;
+            }
         }
     }
     Ok(output.finish()?)

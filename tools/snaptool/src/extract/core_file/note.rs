@@ -1,17 +1,13 @@
 //! ELF notes with the registers of the vCPUs, one thread per vCPU.
 //!
 //! The structures are the Linux kernel's `elf_prstatus` and `user_fpregs_struct` for x86-64, which
-//! debuggers expect. Registers are taken by name from the parts `vcpu/0`, `vcpu/1`, ... of the
-//! vmstate (`regs.rip`, `sregs.cs.selector`, ..., `xsave`); a vCPU without them is left out.
+//! debuggers expect.
 
-use std::collections::HashMap;
-
-use anyhow::Context;
 use byteorder::{LittleEndian, WriteBytesExt};
-use snapfile::diff::FieldValue;
-use snapfile::{SectionEntry, SectionKind, Snapshot};
 
-use crate::vmstate;
+use super::vcpu::Vcpu;
+
+const NAME: &[u8] = b"CORE\0";
 
 const NT_PRSTATUS: u32 = 1;
 const NT_FPREGSET: u32 = 2;
@@ -59,56 +55,40 @@ const REGISTERS: [Option<&str>; 27] = [
     Some("sregs.gs.selector"),
 ];
 
-/// Returns the notes of all vCPUs, by ascending number.
-pub fn vcpu_notes(snapshot: &Snapshot) -> anyhow::Result<Vec<u8>> {
-    let mut parts: Vec<(u32, &SectionEntry)> = vmstate::parts(snapshot, SectionKind::VmState, "vcpu/")
-        .filter_map(|entry| Some((entry.name.strip_prefix("vcpu/")?.parse().ok()?, entry)))
-        .collect();
-    parts.sort_by_key(|(number, _)| *number);
+/// Returns the notes of all vCPUs.
+pub fn vcpu_notes(vcpus: &[Vcpu]) -> anyhow::Result<Vec<u8>> {
     let mut notes = Vec::new();
-    for (number, entry) in parts {
-        let fields =
-            snapfile::diff::fields(&snapshot.read_section(entry)?).with_context(|| entry.name.clone())?;
-        let fields: HashMap<_, _> = fields
-            .into_iter()
-            .map(|field| (field.path, field.value))
-            .collect();
-        if fields.contains_key("regs.rip") {
-            write_vcpu(&mut notes, number, &fields)?;
-        }
+    for vcpu in vcpus {
+        write_vcpu(&mut notes, vcpu)?;
     }
     Ok(notes)
 }
 
-fn write_vcpu(notes: &mut Vec<u8>, number: u32, fields: &HashMap<String, FieldValue>) -> std::io::Result<()> {
-    let xsave = match fields.get("xsave") {
-        Some(FieldValue::Bytes(bytes)) => bytes.get(..FPREGSET_LEN),
-        _ => None,
-    };
+fn write_vcpu(notes: &mut Vec<u8>, vcpu: &Vcpu) -> anyhow::Result<()> {
+    let xsave = vcpu.bytes("xsave").and_then(|bytes| bytes.get(..FPREGSET_LEN));
     let mut status = vec![0; PRSTATUS_PID];
     // Thread numbers begin at 1: debuggers take 0 for "no thread".
-    status.write_u32::<LittleEndian>(number.saturating_add(1))?;
+    status.write_u32::<LittleEndian>(vcpu.number.saturating_add(1))?;
     status.resize(PRSTATUS_REGISTERS, 0);
     for register in REGISTERS {
-        let value = match register.and_then(|path| fields.get(path)) {
-            Some(FieldValue::Integer(value)) => u64::try_from(*value).unwrap_or(0),
-            _ => 0,
-        };
-        status.write_u64::<LittleEndian>(value)?;
+        status.write_u64::<LittleEndian>(register.map_or(0, |path| vcpu.register(path)))?;
     }
     status.resize(PRSTATUS_FPVALID, 0);
     status.write_u32::<LittleEndian>(u32::from(xsave.is_some()))?;
     status.resize(PRSTATUS_LEN, 0);
-    write_note(notes, NT_PRSTATUS, &status)?;
-    xsave.map_or(Ok(()), |registers| write_note(notes, NT_FPREGSET, registers))
+    write_note(notes, NAME, NT_PRSTATUS, &status)?;
+    xsave.map_or(Ok(()), |registers| {
+        write_note(notes, NAME, NT_FPREGSET, registers)
+    })
 }
 
-fn write_note(notes: &mut Vec<u8>, kind: u32, content: &[u8]) -> std::io::Result<()> {
-    const NAME: &[u8] = b"CORE\0";
-    notes.write_u32::<LittleEndian>(u32::try_from(NAME.len()).unwrap_or(0))?;
-    notes.write_u32::<LittleEndian>(u32::try_from(content.len()).unwrap_or(0))?;
+/// Appends a note; the name ends in one zero, and more that are there do not count.
+pub fn write_note(notes: &mut Vec<u8>, name: &[u8], kind: u32, content: &[u8]) -> anyhow::Result<()> {
+    let name_len = 1 + name.iter().take_while(|byte| **byte != 0).count();
+    notes.write_u32::<LittleEndian>(u32::try_from(name_len)?)?;
+    notes.write_u32::<LittleEndian>(u32::try_from(content.len())?)?;
     notes.write_u32::<LittleEndian>(kind)?;
-    for part in [NAME, content] {
+    for part in [name.get(..name_len).unwrap_or(name), content] {
         notes.extend_from_slice(part);
         notes.resize(notes.len().next_multiple_of(4), 0);
     }
@@ -126,11 +106,8 @@ mod tests {
             ("regs.rsp", 0x8000),
             ("sregs.cs.selector", 0x10),
         ];
-        let fields = fields
-            .map(|(path, value)| (path.to_owned(), FieldValue::Integer(value)))
-            .into();
         let mut notes = Vec::new();
-        write_vcpu(&mut notes, 0, &fields).unwrap();
+        write_vcpu(&mut notes, &Vcpu::with_registers(0, &fields)).unwrap();
         assert_eq!(notes.len(), 12 + 8 + PRSTATUS_LEN);
         let status = &notes[20..];
         let word = |at: usize| u64::from_le_bytes(status[at..at + 8].try_into().unwrap());
