@@ -5,9 +5,11 @@
 //! Exit codes: 0 all good, 1 a check said no, 2 the chore could not be done.
 #![forbid(unsafe_code)]
 
+mod apt;
 mod arrows;
 mod bench;
 mod demo;
+mod guests;
 mod interrupt;
 mod lint;
 mod machine;

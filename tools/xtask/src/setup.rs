@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::shell;
+use crate::{apt, guests, shell};
 
 /// For what the machine is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,8 @@ struct Requirement {
     package: &'static str,
     /// Why it is needed, for messages.
     why: &'static str,
+    /// Whether Debian 12's own version is too old, and its backports suite is asked instead.
+    newer: bool,
     /// Whether it is here.
     present: fn() -> bool,
 }
@@ -39,12 +41,14 @@ const REQUIREMENTS: &[Requirement] = &[
         needed_for: Need::Build,
         package: "gcc",
         why: "compiles the C parts of zstd and links",
+        newer: false,
         present: || shell::find("cc").is_some(),
     },
     Requirement {
         needed_for: Need::Build,
         package: "libc6-dev",
         why: "C headers, the kernel's among them",
+        newer: false,
         present: || {
             Path::new("/usr/include/linux/userfaultfd.h").exists()
                 && Path::new("/usr/include/stdio.h").exists()
@@ -54,56 +58,111 @@ const REQUIREMENTS: &[Requirement] = &[
         needed_for: Need::Build,
         package: "libclang-dev",
         why: "reads the kernel's userfaultfd header for the userfaultfd crate",
+        newer: false,
         present: libclang_present,
     },
     Requirement {
         needed_for: Need::Checks,
         package: "gdb",
         why: "opens an extracted core in a test",
+        newer: false,
         present: || shell::find("gdb").is_some(),
     },
     Requirement {
         needed_for: Need::Checks,
         package: "python3-pip",
         why: "brings the spelling checker",
+        newer: false,
         present: pip_present,
+    },
+    Requirement {
+        needed_for: Need::Checks,
+        package: "qemu-system-x86",
+        why: "offers nested virtualisation to Linux guests on a machine without",
+        newer: true,
+        present: || shell::find("qemu-system-x86_64").is_some(),
+    },
+    Requirement {
+        needed_for: Need::Checks,
+        package: "qemu-utils",
+        why: "must stay as new as QEMU itself",
+        newer: true,
+        present: || shell::find("qemu-img").is_some(),
+    },
+    Requirement {
+        needed_for: Need::Checks,
+        package: "e2fsprogs",
+        why: "makes the file systems of Linux guests",
+        newer: false,
+        present: || find_admin("mke2fs"),
+    },
+    Requirement {
+        needed_for: Need::Checks,
+        package: "xz-utils",
+        why: "unpacks modules of newer kernels",
+        newer: false,
+        present: || shell::find("xz").is_some(),
     },
     Requirement {
         needed_for: Need::Bench,
         package: "zstd",
         why: "the command that our writer is measured against",
+        newer: false,
         present: || shell::find("zstd").is_some(),
     },
 ];
 
 /// Makes the machine ready for `need`.
 pub fn run(need: Need) -> Result<()> {
+    install_missing(need)?;
+    if matches!(need, Need::Checks | Need::Everything) {
+        guests::fetch();
+    }
+    if need == Need::Everything {
+        eprintln!("setup: everything is here");
+    }
+    Ok(())
+}
+
+fn install_missing(need: Need) -> Result<()> {
     let missing = missing(need);
     if missing.is_empty() {
-        if need == Need::Everything {
-            eprintln!("setup: everything is here");
-        }
         return Ok(());
     }
     for requirement in &missing {
         eprintln!("setup: {} is missing ({})", requirement.package, requirement.why);
     }
-    let packages: Vec<&str> = missing.iter().map(|requirement| requirement.package).collect();
-    if shell::find("apt-get").is_none() {
+    if !apt::is_here() {
         bail!(
             "please install what Debian calls {}: this machine has no apt-get",
-            packages.join(", ")
+            names_of(&missing).join(", ")
         );
     }
-    install(&packages)?;
-    let left: Vec<&str> = self::missing(need)
-        .iter()
-        .map(|requirement| requirement.package)
-        .collect();
+    let suite = apt::backports();
+    let (newer, usual): (Vec<_>, Vec<_>) = missing
+        .into_iter()
+        .partition(|requirement| requirement.newer && suite.is_some());
+    if !usual.is_empty() {
+        apt::install(&names_of(&usual), None)?;
+    }
+    if !newer.is_empty() {
+        apt::install(&names_of(&newer), suite.as_deref())?;
+    }
+    let left = self::missing(need);
     if !left.is_empty() {
-        bail!("still not found after the installation: {}", left.join(", "));
+        bail!(
+            "still not found after the installation: {}",
+            names_of(&left).join(", ")
+        );
     }
     Ok(())
+}
+
+fn names_of(requirements: &[&Requirement]) -> Vec<&'static str> {
+    requirements
+        .iter()
+        .map(|requirement| requirement.package)
+        .collect()
 }
 
 fn missing(need: Need) -> Vec<&'static Requirement> {
@@ -114,35 +173,10 @@ fn missing(need: Need) -> Vec<&'static Requirement> {
         .collect()
 }
 
-/// Installs packages with apt-get, as root or through sudo; refreshes the package lists only if that is needed.
-fn install(packages: &[&str]) -> Result<()> {
-    let is_root = shell::capture(shell::command("id").arg("-u"))?.trim() == "0";
-    let line = format!(
-        "apt-get install --yes --no-install-recommends {}",
-        packages.join(" ")
-    );
-    if !is_root && shell::find("sudo").is_none() {
-        bail!("cannot install packages: not root, and no sudo here; as root, run: {line}");
-    }
-    let apt_get = |arguments: &[&str]| {
-        let mut command = shell::command(if is_root { "env" } else { "sudo" });
-        if !is_root {
-            command.stdin(std::process::Stdio::inherit()).arg("env");
-        }
-        command
-            .arg("DEBIAN_FRONTEND=noninteractive")
-            .arg("apt-get")
-            .args(arguments);
-        shell::run(&mut command)
-    };
-    let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
-    if apt_get(&install).is_ok() {
-        return Ok(());
-    }
-    eprintln!("setup: refreshing the package lists and trying again");
-    apt_get(&["update"])
-        .and_then(|()| apt_get(&install))
-        .map_err(|error| error.context(format!("as root, run: {line}")))
+/// Whether a program for administrators is here; their directories are not in everybody's `PATH`.
+fn find_admin(program: &str) -> bool {
+    let usual = ["/usr/sbin", "/sbin"].map(|place| Path::new(place).join(program));
+    shell::find(program).is_some() || usual.iter().any(|file| file.is_file())
 }
 
 /// Whether bindgen will find libclang together with the headers that come with it.
