@@ -86,10 +86,7 @@ impl Machine {
     /// KVM or the kernel image is not usable, or memory does not fit the configuration.
     pub fn boot(config: &MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
         let assembly = Assembly::new(config, memory)?;
-        assembly
-            .vcpus
-            .iter()
-            .try_for_each(|vcpu| assembly.prepare_to_boot(&lock(vcpu)))?;
+        assembly.prepare_to_boot(config.cpu)?;
         let around = &assembly.around;
         vm_state::mask_pics(&assembly.vm)?;
         acpi::write(&around.memory, config.cpus, &[])?;

@@ -1,7 +1,10 @@
 //! What the CPUID instruction answers on each vCPU.
 //!
-//! The answers are what KVM supports on this host, with the leaves that differ between processors filled
-//! in per vCPU: one socket, one thread per core, the APIC id equal to the vCPU's number.
+//! The answers are what KVM supports on this host, as far as the processor model shows it, with the leaves
+//! that differ between processors filled in per vCPU: one socket, one thread per core, the APIC id equal to
+//! the vCPU's number.
+
+pub(crate) mod model;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};

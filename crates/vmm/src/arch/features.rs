@@ -165,6 +165,26 @@ impl FlagWord {
         })
     }
 
+    /// Keeps only the bits of `mask`.
+    fn restrict(&self, leaves: &mut [CpuidLeaf], mask: u32) {
+        let own = |leaf: &&mut CpuidLeaf| leaf.function == self.function && leaf.index == self.index;
+        if let Some(leaf) = leaves.iter_mut().find(own) {
+            match self.register {
+                Eax => leaf.eax &= mask,
+                Ebx => leaf.ebx &= mask,
+                Ecx => leaf.ecx &= mask,
+                Edx => leaf.edx &= mask,
+            }
+        }
+    }
+
+    /// The bits whose names are among `names`, which spaces separate.
+    fn bits_of(&self, names: &str) -> u32 {
+        let bits = self.names.split_ascii_whitespace().enumerate();
+        bits.filter(|(_, name)| names.split_ascii_whitespace().any(|wanted| wanted == *name))
+            .fold(0, |mask, (bit, _)| mask | 1 << bit)
+    }
+
     fn name(&self, bit: usize) -> String {
         match self.names.split_ascii_whitespace().nth(bit) {
             Some(name) if name != "-" => name.to_owned(),
@@ -198,6 +218,28 @@ pub(crate) fn missing(guest: &[CpuidLeaf], host: &[CpuidLeaf]) -> Vec<String> {
         .iter()
         .flat_map(|word| word.names_of(word.value(guest) & !word.value(host) & !word.ignored))
         .collect()
+}
+
+/// Returns those of the given features that CPUID does not show, in the order of the leaves.
+pub(crate) fn lacking(leaves: &[CpuidLeaf], wanted: &str) -> Vec<String> {
+    FLAG_WORDS
+        .iter()
+        .flat_map(|word| word.names_of(word.bits_of(wanted) & !word.value(leaves)))
+        .collect()
+}
+
+/// Hides the given features.
+pub(crate) fn hide(leaves: &mut [CpuidLeaf], names: &str) {
+    for word in &FLAG_WORDS {
+        word.restrict(leaves, !word.bits_of(names));
+    }
+}
+
+/// Hides all features but the given ones, named or not.
+pub(crate) fn keep_only(leaves: &mut [CpuidLeaf], names: &str) {
+    for word in &FLAG_WORDS {
+        word.restrict(leaves, word.bits_of(names));
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::platform::Capabilities;
 use crate::arch::{cpuid, msr, platform};
 use crate::config::MachineConfig;
+use crate::cpu_model::CpuModel;
 use crate::device::{Bus, DebugConsole, DebugExit, GenerationId, I8042, Power, Serial, SharedDevice};
 use crate::error::{Error, Result};
 use crate::kick;
@@ -85,12 +86,16 @@ impl Assembly {
         })
     }
 
-    /// Gives a vCPU the CPUID that guests of this host start with, and what firmware leaves in its MSRs.
-    pub(super) fn prepare_to_boot(&self, vcpu: &Vcpu) -> Result<()> {
+    /// Gives every vCPU the CPUID of a model, and what firmware leaves in its MSRs.
+    pub(super) fn prepare_to_boot(&self, model: CpuModel) -> Result<()> {
         let cpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
-        let leaves = cpuid::for_vcpu(&self.supported_cpuid, vcpu.id, cpus);
-        cpuid::set(vcpu.id, &vcpu.fd, &leaves)?;
-        msr::write(vcpu.id, &vcpu.fd, &msr::AT_BOOT)
+        let leaves = cpuid::model::apply(model, &self.supported_cpuid)?;
+        for vcpu in &self.vcpus {
+            let vcpu = lock(vcpu);
+            cpuid::set(vcpu.id, &vcpu.fd, &cpuid::for_vcpu(&leaves, vcpu.id, cpus))?;
+            msr::write(vcpu.id, &vcpu.fd, &msr::AT_BOOT)?;
+        }
+        Ok(())
     }
 }
 
