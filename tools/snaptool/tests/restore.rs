@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
-use common::{CODE, HIGH, MIB, Machine, child, complaint, flip, json, run, sample, text};
+use common::{CODE, HIGH, MIB, Machine, child, complaint, flip, gdb, json, run, sample, text};
 use snapfile::{ChunkNumber, Snapshot};
 
 #[test]
@@ -44,22 +44,6 @@ fn vmstate_is_json_of_all_parts() {
     assert_eq!(state["parts"]["device/never-heard-of"]["version"], 1);
     let printed = json(["restore", text(&file), "--vmstate", "-"], 0);
     assert_eq!(printed, state);
-}
-
-/// Runs gdb on the core and returns what it says; `None` where gdb is absent.
-fn gdb(core: &std::path::Path, commands: &[&str]) -> Option<String> {
-    let commands = commands.iter().flat_map(|command| ["-ex", command]);
-    let output = Command::new("gdb")
-        .args(["-batch", "-nx", "-c", text(core)])
-        .args(commands)
-        .output();
-    match output {
-        Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Err(_) => {
-            eprintln!("SKIPPED: gdb is not installed");
-            None
-        }
-    }
 }
 
 #[test]

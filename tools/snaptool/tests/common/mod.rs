@@ -5,6 +5,9 @@
     reason = "the numbers of these machines are small"
 )]
 
+pub mod elf;
+pub mod kernel;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +37,10 @@ pub struct Machine {
     pub note: &'static str,
     pub chunk_bytes: u32,
     pub parent: Option<Parent>,
+    /// CR3 of each vCPU.
+    pub roots: [u64; 2],
+    /// Levels of page tables, 4 or 5; 0 if paging is off.
+    pub levels: u32,
 }
 
 impl Machine {
@@ -59,6 +66,8 @@ impl Machine {
             note: "test",
             chunk_bytes: 65536,
             parent: None,
+            roots: [0; 2],
+            levels: 0,
         }
     }
 
@@ -107,12 +116,20 @@ impl Machine {
     }
 
     fn sections(&self) -> Vec<(SectionKind, &'static str, Value)> {
-        let vcpu = |rip: u64| {
+        let (cr0, efer) = if self.levels > 0 {
+            (0x8000_0011u64, 0x500)
+        } else {
+            (0x11, 0)
+        };
+        let cr4 = if self.levels == 5 { 0x1020 } else { 0x20 };
+        let vcpu = |number: usize, rip: u64| {
+            let cr3 = self.roots[number];
             cbor!({
                 "regs" => { "rip" => rip, "rsp" => 0x8000, "rax" => 0x1234_5678_9abc_def0u64, "rflags" => 2 },
                 "sregs" => {
                     "cs" => { "selector" => 0x10, "base" => 0 },
                     "fs" => { "selector" => 0, "base" => 0xffff_8880_0000_0000u64 },
+                    "cr0" => cr0, "cr3" => cr3, "cr4" => cr4, "efer" => efer,
                 },
                 "msrs" => { 0x174 => 0x10, 0xc000_0080u32 => 0x500 },
                 "xsave" => Value::Bytes(vec![0; 1024]),
@@ -122,8 +139,8 @@ impl Machine {
         let device = cbor!({ "divisor" => 1, "fifo" => Value::Bytes(b"\x1b[31mred".to_vec()) }).unwrap();
         let story = cbor!({ "vm_name" => self.note, "labels" => { "stage" => "\u{1b}[2J" } }).unwrap();
         vec![
-            (SectionKind::VmState, "vcpu/0", vcpu(self.rip)),
-            (SectionKind::VmState, "vcpu/1", vcpu(0x2000)),
+            (SectionKind::VmState, "vcpu/0", vcpu(0, self.rip)),
+            (SectionKind::VmState, "vcpu/1", vcpu(1, 0x2000)),
             (SectionKind::VmState, "device/never-heard-of", device),
             (SectionKind::Provenance, "", story),
         ]
@@ -197,4 +214,23 @@ pub fn flip(path: &Path, offset: u64) {
     let mut bytes = fs::read(path).unwrap();
     bytes[usize::try_from(offset).unwrap()] ^= 1;
     fs::write(path, bytes).unwrap();
+}
+
+/// Runs gdb on the core and returns what it says; `None` where gdb is absent.
+pub fn gdb(core: &Path, commands: &[&str]) -> Option<String> {
+    let commands = commands.iter().flat_map(|command| ["-ex", command]);
+    let output = std::process::Command::new("gdb")
+        .args(["-batch", "-nx", "-c", text(core)])
+        .args(commands)
+        .output();
+    match output {
+        Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Err(_) => {
+            eprintln!(
+                "SKIPPED: {}: gdb is not installed",
+                std::thread::current().name().unwrap_or("gdb")
+            );
+            None
+        }
+    }
 }
