@@ -283,7 +283,7 @@ fn gdb_finds_each_vcpu_and_the_kernels_code_at_its_virtual_address() {
         assert!(seen.contains(expected), "no {expected:?} in\n{seen}");
     }
     assert!(
-        !seen.contains("\n0x480000:\t"),
+        !seen.contains("\n0x480000:\t0x"),
         "physical memory is taken for that of a program:\n{seen}"
     );
 }
