@@ -4,9 +4,9 @@
 //! always get on, whatever a walker is doing in the sink.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::sync::{Waker, lock};
+use crate::sync::{Bell, Waker, lock};
 
 /// Hands out buffers of one chunk each, up to a bound.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub(crate) struct BufferPool {
     chunk_size: usize,
     limit: usize,
     waker: Arc<Waker>,
+    /// Rung when a buffer comes back.
+    bell: Arc<Bell>,
     state: Mutex<PoolState>,
 }
 
@@ -29,12 +31,13 @@ struct PoolState {
 
 impl BufferPool {
     /// As many buffers as fit `bytes`, at least one; allocated when first needed.
-    pub(crate) fn new(chunk_size: usize, bytes: u64, waker: &Arc<Waker>) -> Self {
+    pub(crate) fn new(chunk_size: usize, bytes: u64, waker: &Arc<Waker>, bell: &Arc<Bell>) -> Self {
         let limit = usize::try_from(bytes).unwrap_or(usize::MAX) / chunk_size;
         BufferPool {
             chunk_size,
             limit: limit.max(1),
             waker: Arc::clone(waker),
+            bell: Arc::clone(bell),
             state: Mutex::default(),
         }
     }
@@ -46,11 +49,22 @@ impl BufferPool {
             state.awaited = true;
             return None;
         }
+        Some(self.hand_out(state))
+    }
+
+    /// As `take`, for one whom nobody waits for: half of the buffers are kept for writers. `None` wakes
+    /// nobody; the bell rings whenever a buffer comes back.
+    pub(crate) fn take_spare(&self) -> Option<Box<[u8]>> {
+        let state = lock(&self.state);
+        (state.in_use < self.limit / 2).then(|| self.hand_out(state))
+    }
+
+    fn hand_out(&self, mut state: MutexGuard<'_, PoolState>) -> Box<[u8]> {
         state.in_use += 1;
         state.high_water = state.high_water.max(state.in_use);
         let free = state.free.pop();
         drop(state);
-        Some(free.unwrap_or_else(|| vec![0; self.chunk_size].into_boxed_slice()))
+        free.unwrap_or_else(|| vec![0; self.chunk_size].into_boxed_slice())
     }
 
     /// Takes a buffer back.
@@ -64,6 +78,7 @@ impl BufferPool {
         if awaited {
             self.waker.notify();
         }
+        self.bell.ring();
     }
 
     /// The bound in bytes.
@@ -77,7 +92,7 @@ impl BufferPool {
     }
 }
 
-/// A chunk's content at the point in time, taken because a writer waited for it.
+/// A chunk's content at the point in time, taken before it changes.
 #[derive(Debug)]
 pub(crate) struct FaultCopy {
     pub(crate) chunk: u64,
@@ -129,7 +144,7 @@ mod tests {
     use super::*;
 
     fn pool(bytes: u64) -> BufferPool {
-        BufferPool::new(4096, bytes, &Arc::new(Waker::new().unwrap()))
+        BufferPool::new(4096, bytes, &Arc::new(Waker::new().unwrap()), &Arc::default())
     }
 
     #[test]
@@ -151,6 +166,14 @@ mod tests {
         assert!(pool.take().is_none());
         pool.give(only);
         assert!(pool.take().is_some());
+    }
+
+    #[test]
+    fn half_of_the_buffers_are_not_spare() {
+        let pool = pool(5 * 4096);
+        let spare: Vec<_> = std::iter::from_fn(|| pool.take_spare()).collect();
+        assert_eq!(spare.len(), 2);
+        assert_eq!(std::iter::from_fn(|| pool.take()).count(), 3);
     }
 
     #[test]

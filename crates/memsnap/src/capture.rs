@@ -12,6 +12,16 @@
 //! | Wanted | - | - | leave it | stay |
 //! | Copied | - | - | leave it | lift |
 //!
+//! A discarder (`D`, one at a time; `discard.rs`) goes through the chunks that it takes a part of:
+//!
+//! | state | discard while arming (`D`) | discard while draining (`D`) |
+//! |---|---|---|
+//! | Unarmed, Pending | discard, then -> Touched, list it | Pending: -> Claimed, copy aside, publish |
+//! | Touched | discard (it is listed, or about to be) | - |
+//! | Claimed | - | -> Wanted, wait |
+//! | Wanted | - | wait |
+//! | Copied | - | discard, once all chunks are |
+//!
 //! *Publish* is -> Copied; if the state was Wanted, the publisher lifts the chunk at once. A walker lifts
 //! the rest of its run in one call after its last copy, leaving out what others hold claimed.
 //!
@@ -20,11 +30,24 @@
 //! Touched. If the state ends as Pending, the walker's write of the state came last, so the handler's lift,
 //! which preceded its own write, came before the walker's protect, which followed: protected. If it ends as
 //! Touched, the chunk is on the list, and the freeze protects it. The freeze itself excludes the handler by
-//! the gate, so no lift of an earlier fault can come after it.
+//! the gate, so no lift of an earlier fault can come after it. A discard loses the protection as a lift does,
+//! comes before the discarder's mark in the same way, and is excluded by a lock of its own that closing the
+//! gate takes as well.
+//!
+//! Why what is captured is never what a discard left: after the point in time a discard comes after the
+//! state Copied of all its chunks, and only a Pending chunk is ever claimed, so every copy comes before it.
+//! The same goes for a walker that found pages absent: if it can claim the chunk then, nothing of the chunk
+//! had been discarded.
+//!
+//! Why nobody waits for ever: the kernel holds a discarder until the handler has read its event. The handler
+//! reads unless the gate is closed, and closing the gate waits for the discarder first. A discarder that waits
+//! for copies waits for walkers or buffers, and is let go when the capture fails or ends; so does whoever ends
+//! the capture and waits for the discarder.
 //!
 //! Failure at any point sets one flag; the handler then lifts everything and serves on until the end.
 
 mod arm;
+mod discard;
 mod engine;
 mod guard;
 mod handler;
@@ -47,7 +70,8 @@ use crate::report::{CaptureMode, CaptureReport, StallReport};
 use crate::sink::ChunkSink;
 
 use self::arm::{ArmFigures, FreezeFigures};
-use self::engine::{Engine, Gate};
+pub(crate) use self::engine::Engine;
+use self::engine::Gate;
 
 /// A capture under way. Dropping it at any time abandons it: memory is writable, nobody waits.
 #[derive(Debug)]
@@ -71,12 +95,18 @@ impl Capture {
     /// [`Error::Backing`] where the kernel cannot protect it, [`Error::Cancelled`].
     pub fn arm(memory: &GuestMemoryMmap<()>, layout: ChunkLayout, options: CaptureOptions) -> Result<Self> {
         let begun = Instant::now();
+        let control = options.control.clone();
+        // No discard is under way while memory is registered and until somebody reads events: its own would
+        // be taken for a foreign one, or never be read.
+        let mut capturing = control.capturing().go_first();
         let engine = Arc::new(Engine::guarded(memory, &layout, options)?);
         let for_handler = Arc::clone(&engine);
         let handler = thread::Builder::new()
             .name("memsnap-faults".to_owned())
             .spawn(move || handler::main(&for_handler))
             .map_err(Error::Threads)?;
+        *capturing = Arc::downgrade(&engine);
+        drop(capturing);
         let armed = ArmFigures::default();
         let mut capture = Capture {
             engine,
@@ -109,10 +139,10 @@ impl Capture {
             });
         }
         let begun = Instant::now();
-        let mut gate = self.engine.close_gate();
+        let mut closed = self.engine.close_gate();
         let figures = arm::freeze(&self.engine);
-        *gate = Gate::Draining;
-        drop(gate);
+        *closed.gate = Gate::Draining;
+        drop(closed);
         if self.engine.should_stop() {
             return Err(self.abandon());
         }
@@ -169,7 +199,7 @@ impl Capture {
 
     /// Gives the memory back, then ends the handler: in this order, so that a fault is always served.
     fn end(&mut self) {
-        self.engine.release();
+        self.engine.end();
         if let Some(handler) = self.handler.take() {
             self.engine.end_handler();
             // The handler catches its own panics, so there is nothing to learn from the join.
@@ -195,9 +225,11 @@ pub fn stop_and_copy(
     sink: &dyn ChunkSink,
 ) -> Result<CaptureReport> {
     let begun = Instant::now();
-    let engine = Engine::unguarded(memory, &layout, options)?;
+    let engine = Arc::new(Engine::unguarded(memory, &layout, options)?);
+    *engine.control.capturing().go_first() = Arc::downgrade(&engine);
     engine.control.set_phase(CapturePhase::Draining);
     walker::run_all(&engine, sink);
+    engine.end();
     if engine.should_stop() {
         engine.control.set_phase(CapturePhase::Failed);
         return Err(engine.take_failure());
@@ -228,6 +260,7 @@ fn report(engine: &Engine, mode: CaptureMode, drain: Duration) -> CaptureReport 
         stall: StallReport::of(&counters.stall),
         faults_throttled: counters.throttled.get(),
         copied_bytes: counters.copied_bytes.get(),
+        discarded_bytes: counters.discarded_bytes.get(),
         buffer_high_water_bytes: engine.pool.high_water_bytes(),
         chunks_unpopulated: counters.unpopulated.get(),
         bytes_encoded: counters.encoded_bytes.get(),

@@ -1,12 +1,14 @@
-//! A handle on a running capture for other threads: progress and cancellation.
+//! A handle on a running capture for other threads: progress, cancellation and discards.
 //!
-//! Everything here is an atomic that only informs; no decision of the capture rests on it except the
-//! cancel flag, which is set once and never cleared.
+//! The atomics here only inform; no decision of the capture rests on them except the cancel flag, which is
+//! set once and never cleared. Discards find the capture here, if there is one: see `discard.rs`.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
-use crate::sync::Waker;
+use crate::capture::Engine;
+use crate::discard::Discards;
+use crate::sync::{Turnstile, Waker};
 
 /// Where a capture is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +52,7 @@ pub struct CaptureProgress {
     pub faults: u64,
 }
 
-/// Progress and cancellation of one capture; clones speak of the same capture.
+/// Progress, cancellation and discards of one capture; clones speak of the same capture.
 #[derive(Clone, Debug, Default)]
 pub struct CaptureControl(Arc<State>);
 
@@ -64,6 +66,8 @@ struct State {
     faults: AtomicU64,
     /// Wakes the fault handler of the capture that this control belongs to.
     waker: OnceLock<Arc<Waker>>,
+    /// The capture under way. Locked over each discard, and by whoever must not be crossed by one.
+    capturing: Turnstile<Weak<Engine>>,
 }
 
 impl CaptureControl {
@@ -94,6 +98,16 @@ impl CaptureControl {
             bytes_done: self.0.bytes_done.load(Ordering::Relaxed),
             faults: self.0.faults.load(Ordering::Relaxed),
         }
+    }
+
+    /// The way to give guest memory back to the kernel that the capture survives.
+    pub fn discards(&self) -> Discards {
+        Discards::new(self.clone())
+    }
+
+    /// Where a discard finds the capture that it must not damage.
+    pub(crate) fn capturing(&self) -> &Turnstile<Weak<Engine>> {
+        &self.0.capturing
     }
 
     /// Ties the control to a capture. A cancel that came before is seen by the first check after.

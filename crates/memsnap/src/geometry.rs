@@ -37,6 +37,21 @@ pub fn memory_map(memory: &GuestMemoryMmap<()>) -> Result<MemoryMap> {
 #[derive(Clone, Debug)]
 pub(crate) struct Mapping(Arc<MmapRegion<()>>);
 
+impl Mapping {
+    pub(crate) fn new(region: Arc<MmapRegion<()>>) -> Self {
+        Mapping(region)
+    }
+
+    pub(crate) fn region(&self) -> &MmapRegion<()> {
+        &self.0
+    }
+
+    /// The host address of the first byte.
+    pub(crate) fn address(&self) -> usize {
+        self.0.as_ptr() as usize
+    }
+}
+
 #[expect(unsafe_code, reason = "vouches for the life of a mapping")]
 // SAFETY: `MmapRegion` owns its mapping or was made by unsafe code that vouches for it; it neither moves
 // nor unmaps it before it is dropped, gives out no references to its bytes, and is kept by the `Arc`.
@@ -94,7 +109,7 @@ impl Geometry {
         for (index, region) in memory.iter().enumerate() {
             let mapping = Mapping(region.get_mmap());
             let len = mapping.len_bytes();
-            let lead = (mapping.start().as_ptr() as usize).wrapping_neg() % RUN / chunk_size * chunk_size;
+            let lead = mapping.address().wrapping_neg() % RUN / chunk_size * chunk_size;
             let lead = lead.min(len);
             regions.push(Region {
                 mapping,
@@ -159,7 +174,19 @@ impl Geometry {
         self.regions[span.region].guest_address + span.bytes.start as u64
     }
 
-    /// The chunks that lie in a span, which begins and ends with chunks.
+    /// The memory at a guest physical address, if all of it lies in one region.
+    pub(crate) fn span_at(&self, guest_address: u64, len: usize) -> Option<Span> {
+        self.regions.iter().enumerate().find_map(|(index, region)| {
+            let offset = usize::try_from(guest_address.checked_sub(region.guest_address)?).ok()?;
+            let end = offset.checked_add(len).filter(|end| *end <= region.len)?;
+            Some(Span {
+                region: index,
+                bytes: offset..end,
+            })
+        })
+    }
+
+    /// The chunks that a span has a part of.
     pub(crate) fn chunks(&self, span: &Span) -> Range<u64> {
         let first = self.regions[span.region].first_chunk;
         let start = first + (span.bytes.start / self.chunk_size) as u64;
@@ -220,7 +247,7 @@ impl Geometry {
 
 impl Region {
     fn start(&self) -> usize {
-        self.mapping.start().as_ptr() as usize
+        self.mapping.address()
     }
 
     pub(crate) fn is_hugetlbfs(&self) -> bool {

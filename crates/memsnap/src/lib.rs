@@ -29,6 +29,7 @@ mod buffers;
 mod capture;
 mod chunk_states;
 mod control;
+mod discard;
 mod error;
 mod geometry;
 mod histogram;
@@ -41,6 +42,7 @@ mod sync;
 
 pub use crate::capture::{Capture, stop_and_copy};
 pub use crate::control::{CaptureControl, CapturePhase, CaptureProgress};
+pub use crate::discard::Discards;
 pub use crate::error::{Error, Result};
 pub use crate::geometry::memory_map;
 pub use crate::options::{CaptureOptions, KernelPath, Pressure};

@@ -78,8 +78,10 @@ pub struct CaptureReport {
     pub stall: StallReport,
     /// Writes that had to wait for a copy buffer.
     pub faults_throttled: u64,
-    /// Bytes copied aside because of a write.
+    /// Bytes copied aside because of a write or a discard.
     pub copied_bytes: u64,
+    /// Bytes that were given back to the kernel during the capture, through [`crate::Discards`].
+    pub discarded_bytes: u64,
     /// Most bytes of copy buffers in use at once.
     pub buffer_high_water_bytes: u64,
     /// Chunks that were zero because nothing was there, or nothing until the write that waited. They were

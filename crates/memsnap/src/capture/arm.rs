@@ -52,7 +52,7 @@ pub(crate) fn arm(engine: &Engine, begun: Instant) -> ArmFigures {
     if Instant::now() < deadline {
         // The last round shuts the handler out: who writes to a protected chunk waits, so that nothing but
         // what they wait for is left afterwards. In the pause the same work would stop everyone.
-        let _gate = engine.close_gate();
+        let _closed = engine.close_gate();
         figures.rounds += 1;
         protect_touched(engine, Some(deadline));
     }

@@ -1,12 +1,14 @@
 //! What all threads of a capture share, and the rules by which they touch it.
 //!
-//! Locks, none held while another is taken except `turnstile` and `gate`, which come first and in this order:
-//! `gate` (phase; held by the handler over each batch of faults, and by the last round of arming and the freeze
-//! to keep it out), `touched`, `wanted`, `failure`, and those in
-//! `buffers.rs`. None is ever held during a call of the sink.
+//! Locks, none held while another is taken except these, which come first and in this order:
+//! `CaptureControl::capturing` (held over each discard, and by whoever keeps discards out), `gate` (phase; held
+//! by the handler over each batch of faults, and by the last round of arming and the freeze to keep it out), and
+//! the guard's `calls`. The others: `touched`, `wanted`, `failure`, the guard's `announced`, the bell, and those
+//! in `buffers.rs`. None is ever held during a call of the sink. The handler takes neither `capturing` nor
+//! `calls`: whoever discards waits for it to read.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use snapfile::ChunkLayout;
@@ -21,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::geometry::{Geometry, Span};
 use crate::histogram::Histogram;
 use crate::options::CaptureOptions;
-use crate::sync::{Waker, lock};
+use crate::sync::{Bell, Turnstile, Waker, lock};
 
 /// What the handler does with a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,7 @@ pub(crate) struct Counters {
     pub(crate) stall: Histogram,
     pub(crate) throttled: Counter,
     pub(crate) copied_bytes: Counter,
+    pub(crate) discarded_bytes: Counter,
     pub(crate) unpopulated: Counter,
     pub(crate) encoded_bytes: Counter,
 }
@@ -83,14 +86,23 @@ pub(crate) struct Engine {
     /// Chunks that were written since they were protected.
     pub(crate) touched: Mutex<Vec<u64>>,
     pub(crate) waker: Arc<Waker>,
-    gate: Mutex<Gate>,
-    /// Taken before `gate`, by the handler for an instant only: so a busy handler cannot keep others out.
-    turnstile: Mutex<()>,
+    /// Rings for a discard that waits: a buffer came back, a chunk that it wanted or a run was copied, or the
+    /// capture is at an end.
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) gate: Turnstile<Gate>,
     wanted: Mutex<Vec<Waiter>>,
     next_run: AtomicU64,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
     handler_ends: AtomicBool,
+    over: AtomicBool,
+}
+
+/// Shuts out the fault handler and discards; and tells or changes what is done with faults.
+#[derive(Debug)]
+pub(crate) struct ClosedGate<'a> {
+    pub(crate) gate: MutexGuard<'a, Gate>,
+    _no_discard: MutexGuard<'a, Weak<Engine>>,
 }
 
 impl Engine {
@@ -122,18 +134,20 @@ impl Engine {
     ) -> Result<Self> {
         let geometry = Geometry::new(memory, layout)?;
         let waker = Arc::new(Waker::new().map_err(Error::Threads)?);
+        let bell = Arc::default();
         let control = options.control.clone();
         control.begin(geometry.chunk_count(), &waker);
         Ok(Engine {
             states: ChunkStates::new(geometry.chunk_count(), state),
             residency: Residency::new(),
-            pool: BufferPool::new(geometry.chunk_size(), options.buffer_bytes, &waker),
+            pool: BufferPool::new(geometry.chunk_size(), options.buffer_bytes, &waker, &bell),
             queue: CopyQueue::default(),
             counters: Counters {
                 stall_arming: Histogram::new(),
                 stall: Histogram::new(),
                 throttled: Counter::default(),
                 copied_bytes: Counter::default(),
+                discarded_bytes: Counter::default(),
                 unpopulated: Counter::default(),
                 encoded_bytes: Counter::default(),
             },
@@ -145,26 +159,25 @@ impl Engine {
             guard: None,
             touched: Mutex::default(),
             waker,
-            gate: Mutex::new(Gate::Arming),
-            turnstile: Mutex::default(),
+            bell,
+            gate: Turnstile::new(Gate::Arming),
             wanted: Mutex::default(),
             next_run: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
             handler_ends: AtomicBool::new(false),
+            over: AtomicBool::new(false),
         })
     }
 
-    /// Keeps the handler from serving faults, and tells or changes what it does with them.
-    pub(crate) fn close_gate(&self) -> MutexGuard<'_, Gate> {
-        let _turn = lock(&self.turnstile);
-        lock(&self.gate)
-    }
-
-    /// The handler's own way through the gate, for one batch of faults.
-    pub(crate) fn pass_gate(&self) -> MutexGuard<'_, Gate> {
-        drop(lock(&self.turnstile));
-        lock(&self.gate)
+    /// Keeps the handler from serving faults and reading events, and so discards from being made.
+    pub(crate) fn close_gate(&self) -> ClosedGate<'_> {
+        // In this order: a discard under way needs the handler.
+        let no_discard = self.control.capturing().go_first();
+        ClosedGate {
+            gate: self.gate.go_first(),
+            _no_discard: no_discard,
+        }
     }
 
     /// The next run that no walker has taken yet.
@@ -193,11 +206,13 @@ impl Engine {
         Ok(self.residency.find(address, span.bytes.len(), present)?)
     }
 
-    /// Says that a claimed chunk has been copied, and lets a writer go that waits for just that.
+    /// Says that a claimed chunk has been copied, and lets those go who wait for just that. Not for the handler:
+    /// it may have to read events before it can lift a protection.
     pub(crate) fn publish(&self, chunk: u64) -> Result<()> {
         if !self.states.publish(chunk) {
             return Ok(());
         }
+        self.bell.ring();
         // The handler adds waiters only under this lock and only while the state is Wanted, which it no
         // longer is: all waiters of the chunk are here.
         let waiters: Vec<Waiter> = lock(&self.wanted)
@@ -228,6 +243,7 @@ impl Engine {
         self.failed.store(true, Ordering::SeqCst);
         self.waker.notify();
         self.queue.wake_all();
+        self.bell.ring();
     }
 
     /// Whether the capture has failed or was cancelled.
@@ -248,6 +264,22 @@ impl Engine {
         if let Some(guard) = &self.guard {
             guard.release();
         }
+    }
+
+    /// As `release`, and lets discards go by themselves from now on. The handler must still be reading events.
+    pub(crate) fn end(&self) {
+        // A discard may be waiting for walkers that will never come: every chunk is copied or the capture is
+        // abandoned, so it need not wait.
+        self.over.store(true, Ordering::SeqCst);
+        self.bell.ring();
+        let mut capturing = self.control.capturing().go_first();
+        self.release();
+        *capturing = Weak::new();
+    }
+
+    /// Whether the capture is at its end, so that no content is needed any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     pub(crate) fn end_handler(&self) {

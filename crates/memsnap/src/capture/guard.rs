@@ -1,12 +1,19 @@
 //! The write protection of all guest memory: which kernel path, and the registrations that undo it.
+//!
+//! While the event of a discard waits to be read, the kernel refuses to change any protection. So a discard
+//! keeps out, by a lock, those who change it without reading events, and nobody has to try again and again.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use uffd::{Features, Mode, Registration, Uffd};
 
 use crate::error::{Error, Result};
 use crate::geometry::{Geometry, Mapping, Span};
 use crate::options::KernelPath;
+use crate::sync::lock;
 
 /// Owns the userfaultfd and the registration of every region.
 #[derive(Debug)]
@@ -14,6 +21,11 @@ pub(crate) struct Guard {
     uffd: Arc<Uffd>,
     registrations: Vec<Registration<Mapping>>,
     path: KernelPath,
+    /// Held for reading by threads that change protection and do not read events, for writing by a discard.
+    calls: RwLock<()>,
+    /// Host addresses that are being discarded with the capture's knowledge, as far as the handler has not
+    /// read of them yet, in the order of their events.
+    announced: Mutex<VecDeque<Range<usize>>>,
 }
 
 impl Guard {
@@ -54,6 +66,8 @@ impl Guard {
             uffd,
             registrations,
             path,
+            calls: RwLock::default(),
+            announced: Mutex::default(),
         })
     }
 
@@ -77,17 +91,56 @@ impl Guard {
     }
 
     pub(crate) fn protect(&self, span: &Span) -> Result<()> {
+        let _no_discard = self.no_discard();
         Ok(self.registrations[span.region].write_protect(span.bytes.clone())?)
     }
 
     /// Lifts protection and wakes who waits; for threads that do not read events.
     pub(crate) fn lift(&self, span: &Span) -> Result<()> {
+        let _no_discard = self.no_discard();
         Ok(self.registrations[span.region].unprotect(span.bytes.clone(), true)?)
     }
 
     /// As `lift`, for the thread that reads events: `false` asks it to do so first.
     pub(crate) fn try_lift(&self, span: &Span) -> Result<bool> {
         Ok(self.registrations[span.region].try_unprotect(span.bytes.clone())?)
+    }
+
+    /// Gives pages back to the kernel, content and protection. Returns once the thread that reads events has
+    /// read of it, so nobody may keep that thread from reading meanwhile.
+    pub(crate) fn discard(&self, geometry: &Geometry, span: &Span) -> io::Result<()> {
+        let region = geometry.region(span.region);
+        let start = region.host_address(span.bytes.start);
+        let addresses = start..start + span.bytes.len();
+        let _alone = self.calls.write().unwrap_or_else(PoisonError::into_inner);
+        lock(&self.announced).push_back(addresses.clone());
+        let outcome = region.mapping.discard(span.bytes.clone());
+        if outcome.is_err() {
+            // The kernel refused before it reported anything.
+            lock(&self.announced).retain(|announced| announced.end != addresses.end);
+        }
+        outcome
+    }
+
+    /// Whether the discard that an event reports was announced; each announcement serves once.
+    pub(crate) fn was_announced(&self, start: usize, end: usize) -> bool {
+        let mut announced = lock(&self.announced);
+        let Some(next) = announced.front_mut() else {
+            return false;
+        };
+        if start != next.start || end > next.end {
+            return false;
+        }
+        // A mapping that the kernel has split is reported in parts.
+        next.start = end;
+        if next.start == next.end {
+            announced.pop_front();
+        }
+        true
+    }
+
+    fn no_discard(&self) -> RwLockReadGuard<'_, ()> {
+        self.calls.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives all memory back: writable, nobody waiting, no longer registered. Harmless to repeat.

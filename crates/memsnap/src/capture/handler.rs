@@ -6,12 +6,13 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uffd::{Event, FaultBatch};
 
-use crate::buffers::FaultCopy;
+use crate::capture::discard::Aside;
 use crate::capture::engine::{Engine, Gate};
 use crate::capture::guard::Guard;
 use crate::chunk_states::ChunkState;
@@ -27,6 +28,9 @@ const BATCH: usize = 64;
 const RESTARTS: u32 = 3;
 /// Attempts to lift a protection while the kernel keeps having events to be read first.
 const LIFT_ATTEMPTS: u32 = 100_000;
+/// Pause between them. Whoever discards has to run once more after its event was read, perhaps on this core,
+/// where this thread goes first.
+const LIFT_PAUSE: Duration = Duration::from_micros(20);
 
 /// Serves faults until the engine ends it, whatever happens.
 pub(super) fn main(engine: &Engine) {
@@ -56,6 +60,13 @@ pub(super) fn main(engine: &Engine) {
     }
     // Nobody is left to serve: without protection there is nothing to be served.
     engine.release();
+    while !engine.handler_ends() {
+        // Discards that had begun before still wait to be read of.
+        let mut batch = FaultBatch::new(BATCH);
+        if guard.uffd().read_events(&mut batch).is_err() || sleep(engine, guard, None).is_err() {
+            return;
+        }
+    }
 }
 
 /// A write that waits.
@@ -91,7 +102,7 @@ impl Handler<'_> {
                 self.lift_everything()?;
             }
             self.retry_throttled()?;
-            let gate = self.engine.pass_gate();
+            let gate = self.engine.gate.pass();
             let read = self.read()?;
             while let Some(fault) = self.backlog.pop_front() {
                 self.serve(*gate, fault)?;
@@ -118,6 +129,7 @@ impl Handler<'_> {
                         throttled: false,
                     }));
                 }
+                Event::Remove { start, end } if self.guard.was_announced(start, end) => {}
                 Event::Remove { start, end } => {
                     let chunk = self.engine.geometry.chunk_at(start.min(end - 1));
                     let guest_address = chunk.map_or(0, |chunk| self.engine.geometry.guest_address(chunk));
@@ -176,43 +188,25 @@ impl Handler<'_> {
     /// `false` if another thread was ahead.
     fn copy_aside(&mut self, fault: Fault) -> Result<bool> {
         let engine = self.engine;
-        let span = engine.geometry.chunk(fault.chunk);
-        let present = engine.find_present(&span, &mut self.present)?;
         // Those who wait already come first.
-        let may_take = present && self.throttled.is_empty();
-        let mut buffer = if may_take { engine.pool.take() } else { None };
-        if present && buffer.is_none() {
-            self.put_aside(fault);
-            return Ok(true);
-        }
-        if !engine.states.claim(fault.chunk) {
-            if let Some(buffer) = buffer {
-                engine.pool.give(buffer);
+        let may_take = self.throttled.is_empty();
+        let take = || may_take.then(|| engine.pool.take()).flatten();
+        match engine.copy_aside(fault.chunk, &mut self.present, take)? {
+            Aside::Copied(copy) => {
+                // Only a discard can want what this thread had claimed; writers are let go in any case.
+                if engine.states.publish(fault.chunk) {
+                    engine.bell.ring();
+                }
+                self.let_go(fault)?;
+                engine.queue_copy(copy);
+                Ok(true)
             }
-            return Ok(false);
+            Aside::NoBuffer => {
+                self.put_aside(fault);
+                Ok(true)
+            }
+            Aside::Overtaken => Ok(false),
         }
-        if let Some(buffer) = &mut buffer {
-            let plain = &mut buffer[..span.bytes.len()];
-            engine
-                .geometry
-                .region(span.region)
-                .read(span.bytes.start, &self.present, plain);
-        }
-        engine.publish(fault.chunk)?;
-        self.let_go(fault)?;
-        // The kernel brings an absent anonymous page into being before it reports the write to it. A guest
-        // that fills fresh memory shall not use up the buffers with that.
-        if let Some(zero) = buffer.take_if(|buffer| is_zero(&buffer[..span.bytes.len()])) {
-            engine.pool.give(zero);
-        }
-        if buffer.is_some() {
-            engine.counters.copied_bytes.add(span.bytes.len() as u64);
-        }
-        engine.queue.push(FaultCopy {
-            chunk: fault.chunk,
-            buffer,
-        });
-        Ok(true)
     }
 
     fn let_go(&mut self, fault: Fault) -> Result<()> {
@@ -264,18 +258,7 @@ impl Handler<'_> {
             .map(|fault| limit.saturating_sub(fault.since.elapsed()))
             .min();
         let timeout = left.map(|left| timespec(left + Duration::from_micros(1)));
-        let mut fds = [
-            PollFd::new(self.guard.uffd(), PollFlags::IN),
-            PollFd::new(&self.engine.waker, PollFlags::IN),
-        ];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Error::Threads(error.into())),
-        }
-        if !fds[1].revents().is_empty() {
-            self.engine.waker.clear();
-        }
-        Ok(())
+        sleep(self.engine, self.guard, timeout.as_ref())
     }
 
     /// After a failure: lifts all protection piece by piece, serving the faults that come meanwhile.
@@ -305,17 +288,27 @@ impl Handler<'_> {
                 return Ok(());
             }
             self.read()?;
-            std::thread::yield_now();
+            thread::sleep(LIFT_PAUSE);
         }
         // The bound is for a kernel that never becomes ready; the ordinary call names the error.
         self.guard.lift(span)
     }
 }
 
-/// Whether all bytes are zero; the first that is not ends the search.
-fn is_zero(plain: &[u8]) -> bool {
-    const ZEROS: [u8; 256] = [0; 256];
-    plain.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
+/// Sleeps until there is an event, somebody notifies, or time is up.
+fn sleep(engine: &Engine, guard: &Guard, timeout: Option<&Timespec>) -> Result<()> {
+    let mut fds = [
+        PollFd::new(guard.uffd(), PollFlags::IN),
+        PollFd::new(&engine.waker, PollFlags::IN),
+    ];
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(Error::Threads(error.into())),
+    }
+    if !fds[1].revents().is_empty() {
+        engine.waker.clear();
+    }
+    Ok(())
 }
 
 fn timespec(duration: Duration) -> Timespec {

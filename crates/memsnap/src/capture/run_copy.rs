@@ -66,6 +66,7 @@ impl<'a> RunCopy<'a> {
             });
             engine.publish(chunk)?;
         }
+        engine.bell.ring();
         self.lift_copied(run)
     }
 

@@ -1,5 +1,7 @@
 //! The races, one at a time: what other threads would do is done here by hand, or hammered.
 
+mod discards;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::RwLock;
@@ -14,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::chunk_states::{ChunkState, ChunkStates};
 use crate::geometry::{RUN, memory_map};
+use crate::options::KernelPath;
 use crate::sync::lock;
 
 const CHUNK: u32 = 64 << 10;
@@ -22,6 +25,10 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// An engine over two runs of populated memory, nothing protected; `None` where there is no userfaultfd.
 fn engine(chunk: u32) -> Option<(GuestMemoryMmap<()>, Engine)> {
+    engine_on(chunk, KernelPath::Auto)
+}
+
+fn engine_on(chunk: u32, kernel: KernelPath) -> Option<(GuestMemoryMmap<()>, Engine)> {
     if let Err(error) = uffd::Uffd::supported_features() {
         eprintln!("SKIPPED: {error}");
         return None;
@@ -31,6 +38,7 @@ fn engine(chunk: u32) -> Option<(GuestMemoryMmap<()>, Engine)> {
     let layout = ChunkLayout::new(&memory_map(&memory).unwrap(), ChunkSize::new(chunk).unwrap());
     let options = CaptureOptions {
         max_arm: SOON,
+        kernel,
         ..CaptureOptions::default()
     };
     let engine = Engine::guarded(&memory, &layout, options).unwrap();
@@ -39,9 +47,9 @@ fn engine(chunk: u32) -> Option<(GuestMemoryMmap<()>, Engine)> {
 
 /// As after a freeze.
 fn freeze(engine: &Engine) {
-    let mut gate = engine.close_gate();
+    let mut closed = engine.close_gate();
     arm::freeze(engine);
-    *gate = Gate::Draining;
+    *closed.gate = Gate::Draining;
 }
 
 /// Whether the first page of a chunk is write-protected, as the page map has it.
@@ -136,21 +144,29 @@ fn pending_means_protected_and_touched_means_listed_while_all_race() {
     let Some((memory, engine)) = engine(4096) else {
         return;
     };
-    arm::arm(&engine, Instant::now());
+    hammer(&engine, |random, chunk| {
+        let address = GuestAddress(chunk * 4096);
+        memory.store(random, address, Ordering::Relaxed).unwrap();
+    });
+}
+
+/// Lets two threads do `touch` to the first eight chunks, with ever-changing numbers, while a third protects
+/// them again; checks now and then that what the freeze relies on holds.
+fn hammer(engine: &Engine, touch: impl Fn(u64, u64) + Sync) {
+    arm::arm(engine, Instant::now());
     let (pause, stop) = (RwLock::new(()), AtomicBool::new(false));
     let write = |seed: u64| {
         let mut random = seed;
         while !stop.load(Ordering::Relaxed) {
             let _running = pause.read().unwrap();
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let address = GuestAddress((random >> 33) % 8 * 4096);
-            memory.store(random, address, Ordering::Relaxed).unwrap();
+            touch(random, (random >> 33) % 8);
         }
     };
     let mut broken = None;
     thread::scope(|scope| {
         scope.spawn(|| {
-            with_handler(&engine, || {
+            with_handler(engine, || {
                 thread::scope(|writers| {
                     writers.spawn(|| write(1));
                     writers.spawn(|| write(2));
@@ -159,11 +175,11 @@ fn pending_means_protected_and_touched_means_listed_while_all_race() {
         });
         for _ in 0..2000 {
             for _ in 0..20 {
-                arm::protect_touched(&engine, None);
+                arm::protect_touched(engine, None);
             }
             let _paused = pause.write().unwrap();
-            let _gate = engine.close_gate();
-            broken = broken.or_else(|| (0..8).find_map(|chunk| not_armed(&engine, chunk)));
+            let _closed = engine.close_gate();
+            broken = broken.or_else(|| (0..8).find_map(|chunk| not_armed(engine, chunk)));
         }
         stop.store(true, Ordering::Relaxed);
     });
