@@ -6,8 +6,7 @@
 //!
 //! The core is of type ET_CORE for x86-64. Memory is written once, region by region; each region
 //! has a program header. With virtual addresses further headers point into the same bytes, one for
-//! each run of the kernel's address space. Regions come first: `crash` takes everything before the
-//! first segment's bytes for headers, and finds physical addresses by the first header that fits.
+//! each run of the kernel's address space.
 
 mod address_map;
 mod guest_pages;
@@ -109,22 +108,20 @@ pub fn create(
     };
     let regions = snapshot.memory_map().regions();
     let omitted_bytes = kernel.map.keep_longest(layout::max_runs(regions.len()));
-    let runs = match addresses {
-        Addresses::Virtual => kernel.map.runs(),
-        Addresses::Physical => &[],
-    };
+    let map = (addresses == Addresses::Virtual).then_some(&kernel.map);
     let mut notes = note::vcpu_notes(&vcpus)?;
     notes.extend(qemu_note::vcpu_notes(&vcpus)?);
     if let Some(info) = &kernel.vmcoreinfo {
         note::write_note(&mut notes, vmcoreinfo::NAME, 0, info.content())?;
     }
-    let layout = Layout::new(regions, runs, addresses, notes.len() as u64);
+    let layout = Layout::new(regions, map, notes.len() as u64);
     let target = Target::create(
         path,
         layout.len_bytes(),
         &layout.head(&notes)?,
         layout.region_offsets().collect(),
     )?;
+    let runs = map.map_or(&[][..], |map| map.runs());
     let contents = Contents {
         addresses,
         virtual_segments: runs.len(),

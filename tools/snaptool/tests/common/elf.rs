@@ -80,12 +80,15 @@ impl Core {
         self.headers.iter().filter(|header| header.kind == PT_LOAD)
     }
 
-    /// The segments in the upper half of the address space: virtual, guest physical, length.
+    /// The segments in the upper half of the address space, sorted: virtual, guest physical, length.
     pub fn kernel_segments(&self) -> Vec<(u64, u64, u64)> {
-        self.segments()
+        let mut segments: Vec<_> = self
+            .segments()
             .filter(|header| header.virtual_address >= 0xff00_0000_0000_0000)
             .map(|header| (header.virtual_address, header.guest_address, header.file_bytes))
-            .collect()
+            .collect();
+        segments.sort_unstable();
+        segments
     }
 
     /// What a debugger sees at a virtual address.

@@ -67,6 +67,24 @@ impl AddressMap {
         (offset < run.len_bytes).then(|| run.guest_address + offset)
     }
 
+    /// Returns the place of the run at which the kernel's map of all memory begins, if there is one.
+    ///
+    /// The longest run below `end` belongs to it; it begins with the run of the lowest guest
+    /// address that is as far from its virtual address.
+    pub fn linear(&self, end: u64) -> Option<usize> {
+        let distance = |run: &Run| run.virtual_address.wrapping_sub(run.guest_address);
+        let below = || {
+            (0..)
+                .zip(&self.0)
+                .take_while(|(_, run)| run.virtual_address < end)
+        };
+        let (_, longest) = below().max_by_key(|(_, run)| run.len_bytes)?;
+        below()
+            .filter(|(_, run)| distance(run) == distance(longest))
+            .min_by_key(|(_, run)| run.guest_address)
+            .map(|(place, _)| place)
+    }
+
     /// Adds runs in any order where nothing is mapped yet.
     pub fn add(&mut self, mut more: Vec<Run>) {
         more.sort_by_key(|run| run.virtual_address);
@@ -193,6 +211,20 @@ mod tests {
         map.add(vec![last, run(u64::MAX - 0x1fff, 0, 0x2000)]);
         assert_eq!(map.runs(), [run(u64::MAX - 0x1fff, 0, 0x2000)]);
         assert_eq!(map.translate(u64::MAX), Some(0x1fff));
+    }
+
+    #[test]
+    fn the_map_of_all_memory_begins_at_its_lowest_guest_address() {
+        let direct = 0xffff_8880_0000_0000;
+        let image = 0xffff_ffff_8000_0000;
+        let map = map(&[
+            run(0xffff_8800_0000_0000, 0, 0x1000),
+            run(direct, 0, 0x2000),
+            run(direct + 0x10_0000, 0x10_0000, 0x8000),
+            run(image, 0, 0x10_0000),
+        ]);
+        assert_eq!(map.linear(image), Some(1));
+        assert_eq!(map.linear(0), None);
     }
 
     #[test]

@@ -3,12 +3,18 @@
 //! In a core with virtual addresses those of the regions themselves are
 //! [`PHYSICAL_BASE`] + guest physical address: no processor can use such an address, so physical
 //! memory can be looked at there and is never taken for the memory of a program.
+//!
+//! The order of the headers matters to tools for Linux. `crash` takes everything before the bytes
+//! of the first segment for headers and finds physical addresses by the first segment that has
+//! them, so regions come early and the first segment is one of low memory. `makedumpfile` takes
+//! the first segment below the kernel's image for the kernel's map of all memory, so if there is
+//! such a map, its beginning comes first of all.
 
 use byteorder::{LittleEndian, WriteBytesExt};
 use snapfile::{MemoryRegion, PAGE_SIZE};
 
-use super::address_map::Run;
-use crate::cli::Addresses;
+use super::address_map::{AddressMap, Run};
+use super::vmcoreinfo::START_KERNEL_MAP;
 
 const ELF_HEADER_LEN: u16 = 64;
 const PROGRAM_HEADER_LEN: u16 = 56;
@@ -36,18 +42,17 @@ pub fn max_runs(regions: usize) -> usize {
 /// Where everything is in the file.
 pub struct Layout<'a> {
     regions: &'a [MemoryRegion],
-    runs: &'a [Run],
-    addresses: Addresses,
+    /// Runs of virtual addresses; `None` if the regions are at their guest physical addresses.
+    map: Option<&'a AddressMap>,
     notes_len: u64,
 }
 
 impl<'a> Layout<'a> {
     /// Lays out a file of these regions, runs of virtual addresses, and bytes of notes.
-    pub fn new(regions: &'a [MemoryRegion], runs: &'a [Run], addresses: Addresses, notes_len: u64) -> Self {
+    pub fn new(regions: &'a [MemoryRegion], map: Option<&'a AddressMap>, notes_len: u64) -> Self {
         Self {
             regions,
-            runs,
-            addresses,
+            map,
             notes_len,
         }
     }
@@ -83,21 +88,41 @@ impl<'a> Layout<'a> {
             memory_bytes: 0,
         }
         .write(&mut out)?;
-        let base = match self.addresses {
-            Addresses::Physical => 0,
-            Addresses::Virtual => PHYSICAL_BASE,
-        };
-        for (region, offset) in self.regions.iter().zip(self.region_offsets()) {
-            let address = base | region.guest_address;
-            segment(offset, address, region.guest_address, region.len_bytes).write(&mut out)?;
-        }
-        let offsets: Vec<u64> = self.region_offsets().collect();
-        for run in self.runs {
-            let offset = self.offset_of(run.guest_address, &offsets);
-            segment(offset, run.virtual_address, run.guest_address, run.len_bytes).write(&mut out)?;
+        for header in self.segments() {
+            header.write(&mut out)?;
         }
         out.extend_from_slice(notes);
         Ok(out)
+    }
+
+    /// The headers of all segments, in the order that tools need.
+    fn segments(&self) -> Vec<ProgramHeader> {
+        let offsets: Vec<u64> = self.region_offsets().collect();
+        let base = if self.map.is_some() { PHYSICAL_BASE } else { 0 };
+        let region = |(region, offset): (&MemoryRegion, &u64)| {
+            let address = base | region.guest_address;
+            segment(*offset, address, region.guest_address, region.len_bytes)
+        };
+        let run = |run: &Run| {
+            let offset = self.offset_of(run.guest_address, &offsets);
+            segment(offset, run.virtual_address, run.guest_address, run.len_bytes)
+        };
+        let runs = self.runs();
+        let linear = self.map.and_then(|map| map.linear(START_KERNEL_MAP));
+        let (before, first, after) = match linear {
+            Some(place) => (runs.get(..place), runs.get(place..=place), runs.get(place + 1..)),
+            None => (Some(runs), None, None),
+        };
+        let runs_of = |part: Option<&'a [Run]>| part.unwrap_or_default().iter().map(run);
+        runs_of(first)
+            .chain(self.regions.iter().zip(&offsets).map(region))
+            .chain(runs_of(before))
+            .chain(runs_of(after))
+            .collect()
+    }
+
+    fn runs(&self) -> &'a [Run] {
+        self.map.map_or(&[], AddressMap::runs)
     }
 
     fn elf_header(&self) -> anyhow::Result<Vec<u8>> {
@@ -122,7 +147,7 @@ impl<'a> Layout<'a> {
     }
 
     fn program_headers(&self) -> usize {
-        1 + self.regions.len() + self.runs.len()
+        1 + self.regions.len() + self.runs().len()
     }
 
     fn program_headers_len(&self) -> u64 {

@@ -28,7 +28,7 @@ const MAX_CONTENT: usize = 64 << 10;
 const MAX_NOTES: usize = 16;
 
 /// Where the kernel's image lies without KASLR (`__START_KERNEL_map`).
-const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+pub const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 
 /// The content of a note.
 #[derive(Debug, Clone, PartialEq, Eq)]
