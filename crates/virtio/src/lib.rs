@@ -11,6 +11,8 @@ pub mod block;
 pub mod config;
 pub mod device;
 mod discard;
+#[cfg(test)]
+mod driver;
 mod error;
 pub mod event;
 mod interrupt;
