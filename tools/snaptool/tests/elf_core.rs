@@ -77,10 +77,10 @@ fn memory_is_in_the_core_once_and_physical_addresses_reach_all_of_it() {
     assert_eq!(core.headers[0].kind, PT_NOTE);
     let first: Vec<_> = core
         .segments()
-        .take(3)
+        .take(2)
         .map(|header| header.guest_address)
         .collect();
-    assert_eq!(first, [0, 0, HIGH], "the regions follow a segment of low memory");
+    assert_eq!(first, [0, HIGH], "the regions come first");
     assert_eq!(core.at(PHYSICAL, 2 * MIB), Some(&machine.low[..]));
     assert_eq!(core.at(PHYSICAL + HIGH, MIB), Some(&machine.high[..]));
     assert!(
@@ -116,8 +116,8 @@ fn pages_of_all_sizes_are_followed_merged_and_cut_to_memory() {
         ]
     );
     assert_eq!(core.at(direct + HIGH, MIB), Some(&machine.high[..]));
-    let first = core.segments().next().unwrap();
-    assert_eq!(first.virtual_address, direct, "the map of all memory comes first");
+    let last = core.segments().last().unwrap();
+    assert_eq!(last.virtual_address, direct, "the map of all memory comes last");
 }
 
 #[test]

@@ -6,9 +6,8 @@
 //!
 //! The order of the headers matters to tools for Linux. `crash` takes everything before the bytes
 //! of the first segment for headers and finds physical addresses by the first segment that has
-//! them, so regions come early and the first segment is one of low memory. `makedumpfile` takes
-//! the first segment below the kernel's image for the kernel's map of all memory, so if there is
-//! such a map, its beginning comes first of all.
+//! them, so regions come first. `makedumpfile` takes the last segment below the kernel's image for
+//! the kernel's map of all memory, so if there is such a map, its beginning comes last.
 
 use byteorder::{LittleEndian, WriteBytesExt};
 use snapfile::{MemoryRegion, PAGE_SIZE};
@@ -109,15 +108,11 @@ impl<'a> Layout<'a> {
         };
         let runs = self.runs();
         let linear = self.map.and_then(|map| map.linear(START_KERNEL_MAP));
-        let (before, first, after) = match linear {
-            Some(place) => (runs.get(..place), runs.get(place..=place), runs.get(place + 1..)),
-            None => (Some(runs), None, None),
-        };
-        let runs_of = |part: Option<&'a [Run]>| part.unwrap_or_default().iter().map(run);
-        runs_of(first)
-            .chain(self.regions.iter().zip(&offsets).map(region))
-            .chain(runs_of(before))
-            .chain(runs_of(after))
+        let (before, from_linear) = runs.split_at(linear.unwrap_or(runs.len()));
+        let (linear, after) = from_linear.split_at(from_linear.len().min(1));
+        let regions = self.regions.iter().zip(&offsets).map(region);
+        regions
+            .chain([before, after, linear].into_iter().flatten().map(run))
             .collect()
     }
 
