@@ -2,11 +2,15 @@
 //!
 //! ```text
 //! boot --kernel vmlinuz [--initrd FILE] [--cmdline TEXT] [--memory MIB] [--cpus N] [--cpu host|x86-64-v2|x86-64-v3]
+//!     [--disk RAW-FILE]...
 //! ```
 
 use std::process::ExitCode;
 
-use vmm::{Kernel, Machine, MachineConfig, SerialOutput, StopReason, create_guest_memory};
+use vmm::{
+    DevicesConfig, DiskConfig, DiskFormat, Kernel, Machine, MachineConfig, SerialOutput, StopReason,
+    create_guest_memory,
+};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -31,6 +35,7 @@ fn configuration(mut arguments: impl Iterator<Item = String>) -> Result<MachineC
     let mut config = MachineConfig {
         serial: SerialOutput::Stdio,
         cmdline: "console=ttyS0".into(),
+        devices: DevicesConfig::default(),
         ..MachineConfig::default()
     };
     while let Some(option) = arguments.next() {
@@ -42,6 +47,12 @@ fn configuration(mut arguments: impl Iterator<Item = String>) -> Result<MachineC
             "--memory" => config.memory_bytes = value.parse::<u64>()? << 20,
             "--cpus" => config.cpus = value.parse()?,
             "--cpu" => config.cpu = value.parse()?,
+            "--disk" => config.devices.disks.push(DiskConfig {
+                id: format!("disk{}", config.devices.disks.len()),
+                file: value.into(),
+                format: DiskFormat::Raw,
+                readonly: false,
+            }),
             _ => return Err(format!("unknown option {option}").into()),
         }
     }

@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use virtio::DevicesConfig;
+
 use crate::builtin::BuiltinOptions;
 use crate::cpu_model::CpuModel;
 use crate::error::{Error, Result};
@@ -40,6 +42,8 @@ pub struct MachineConfig {
     pub initrd: Option<PathBuf>,
     /// The processor that a booted guest sees; a restored one keeps the processor that it has seen.
     pub cpu: CpuModel,
+    /// The virtio devices; none by default.
+    pub devices: DevicesConfig,
 }
 
 /// The program that a machine starts.
@@ -88,6 +92,7 @@ impl Default for MachineConfig {
             cmdline: String::new(),
             initrd: None,
             cpu: CpuModel::default(),
+            devices: DevicesConfig::none(),
         }
     }
 }
@@ -96,7 +101,7 @@ impl MachineConfig {
     /// Checks every limit that does not depend on the host.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] names the field, its value and the rule.
+    /// [`Error::InvalidConfig`] and [`Error::InvalidDevices`] name the field and the rule.
     pub(crate) fn validate(&self) -> Result<()> {
         let invalid = |field, rule| Error::InvalidConfig { field, rule };
         if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&self.memory_bytes) {
@@ -114,6 +119,7 @@ impl MachineConfig {
         if !self.cmdline.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             return Err(invalid("cmdline", "must be printable ASCII"));
         }
+        self.devices.validate()?;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ mod generation_id;
 mod i8042;
 pub(crate) mod power;
 mod serial;
+mod virtio;
 
 use ciborium::Value;
 use serde::Serialize;
@@ -25,6 +26,7 @@ pub(crate) use generation_id::GenerationId;
 pub(crate) use i8042::I8042;
 pub(crate) use power::Power;
 pub(crate) use serial::Serial;
+pub(crate) use virtio::VirtioMmio;
 
 /// Why a device could not be drained, saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,19 @@ pub enum DeviceError {
         /// What failed.
         problem: String,
     },
+    /// A virtio device reports it.
+    #[error(transparent)]
+    Virtio(::virtio::Error),
+}
+
+impl From<::virtio::Error> for DeviceError {
+    fn from(error: ::virtio::Error) -> Self {
+        match error {
+            ::virtio::Error::Version { saved, known } => Self::Version { saved, known },
+            ::virtio::Error::State { problem } => Self::Schema { problem },
+            other => Self::Virtio(other),
+        }
+    }
 }
 
 /// A device of a machine.

@@ -22,6 +22,9 @@ pub enum Error {
         /// The rule that it breaks.
         rule: &'static str,
     },
+    /// The configuration of the virtio devices breaks a rule.
+    #[error("configuration of devices")]
+    InvalidDevices(#[from] virtio::InvalidDevices),
     /// `/dev/kvm` is missing or may not be opened.
     #[error("kvm is not usable on this host")]
     KvmUnavailable(#[source] io::Error),
@@ -206,6 +209,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::InvalidConfig { .. }
+            | Self::InvalidDevices(_)
             | Self::OpenKernel { .. }
             | Self::Kernel { .. }
             | Self::OpenInitrd { .. }

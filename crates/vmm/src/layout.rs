@@ -13,6 +13,7 @@
 //! 0x0009_fc00  end of low RAM; reserved from here, as on a PC
 //! 0x000d_ff00  generation id
 //! 0x000e_0000  ACPI tables, the root pointer first
+//! 0x000f_fff0  code that resets the machine
 //! 0x0010_0000  kernel
 //! 0xc000_0000  end of the RAM below 4 GiB
 //! 0xd000_0000  virtio devices, a page each
@@ -37,7 +38,9 @@ pub(crate) const LOW_RAM_END: u64 = 0x9_fc00;
 pub(crate) const GENERATION_ID: GuestAddress = GuestAddress(0xd_ff00);
 /// A guest without a boot protocol that tells the root pointer's address looks for it from here.
 pub(crate) const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
-pub(crate) const ACPI_TABLES_END: u64 = HIGH_RAM_START.0;
+pub(crate) const ACPI_TABLES_END: u64 = RESET_VECTOR.0;
+/// Where a processor in 16-bit mode enters the firmware of a PC.
+pub(crate) const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 pub(crate) const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);
 
 pub(crate) const I8042_PORT: u64 = 0x60;

@@ -47,3 +47,7 @@ pub use state::{
     ByteString, Clock, CpuidLeaf, DebugRegs, DescriptorTable, DeviceState, IoApic, Pic, Pit, PitChannel,
     PlatformState, Regs, Segment, Sregs, StateError, StatePart, VcpuEvents, VcpuState, VmSection, VmState,
 };
+pub use virtio::{
+    BalloonConfig, ConsoleConfig, ConsoleOutput, DevicesConfig, Discard, DiscardRoute, Disk, DiskConfig,
+    DiskFormat, DiskHold, InvalidDevices, MacAddress, NetConfig, VsockConfig,
+};

@@ -15,22 +15,27 @@
 //! Lock order: `lifecycle`, then any vCPU, then any device.
 
 mod assembly;
+mod devices;
+mod run;
+mod virtio;
 
 use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ::virtio::{DevicesConfig, DiscardRoute, Disk};
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
-use crate::acpi;
 use crate::arch::platform::check_processor;
 use crate::arch::{boot, cpuid, msr, vcpu_state, vm_state};
 use crate::config::MachineConfig;
+use crate::cpu_model::CpuModel;
 use crate::device::{GenerationId, Serial, SharedDevice};
 use crate::error::{Error, Result};
 use crate::machine::assembly::{Assembly, lock};
+use crate::machine::run::{Lifecycle, Phase};
 use crate::memory::ranges_of;
 use crate::run_state::{RunState, StopReason};
 use crate::state::{DeviceState, VcpuState, VmSection, VmState};
@@ -56,27 +61,16 @@ pub struct Machine {
     /// In topology order.
     devices: Vec<SharedDevice>,
     device_names: Vec<String>,
+    disks: Vec<Disk>,
+    discard_route: DiscardRoute,
     serial: Arc<Mutex<Serial>>,
     generation_id: Arc<Mutex<GenerationId>>,
     heartbeat: Arc<AtomicU64>,
+    devices_config: DevicesConfig,
+    cpu_model: CpuModel,
     msr_indices: Vec<u32>,
     tsc_khz: u32,
     lifecycle: Mutex<Lifecycle>,
-}
-
-/// What the calls of the machine's owner change; its lock makes them one after the other.
-#[derive(Debug)]
-struct Lifecycle {
-    phase: Phase,
-    /// The state saved in this pause.
-    saved: Option<VmState>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Created,
-    Running,
-    Paused,
 }
 
 impl Machine {
@@ -87,13 +81,11 @@ impl Machine {
     pub fn boot(config: &MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
         let assembly = Assembly::new(config, memory)?;
         assembly.prepare_to_boot(config.cpu)?;
+        assembly.write_firmware()?;
         let around = &assembly.around;
-        vm_state::mask_pics(&assembly.vm)?;
-        acpi::write(&around.memory, config.cpus, &[])?;
-        lock(&assembly.devices.generation_id).write_first()?;
         let entry = boot::load(&around.memory, config)?;
         boot::set_entry(&lock(&assembly.vcpus[0]).fd, &around.capabilities, entry)?;
-        Self::finish(assembly, Phase::Created)
+        Self::finish(config, assembly, Phase::Created)
     }
 
     /// Creates a paused machine from a saved state; `memory` must hold, or lazily receive, the guest
@@ -123,59 +115,11 @@ impl Machine {
                 name: saved.name.clone(),
                 source,
             };
-            let mut device = lock(device);
-            device.pause().map_err(failed)?;
-            device.restore(saved.version, &saved.state).map_err(failed)?;
+            lock(device)
+                .restore(saved.version, &saved.state)
+                .map_err(failed)?;
         }
-        Self::finish(assembly, Phase::Paused)
-    }
-
-    /// Lets every vCPU run; does nothing if they do already.
-    ///
-    /// # Errors
-    /// The machine has stopped, or KVM does not take note of the pause.
-    pub fn resume(&self) -> Result<()> {
-        let mut lifecycle = lock(&self.lifecycle);
-        self.check_not_stopped("resume")?;
-        match lifecycle.phase {
-            Phase::Running => return Ok(()),
-            Phase::Created => {}
-            Phase::Paused => {
-                self.tell_guest_of_pause()?;
-                lock(&self.generation_id).renew_if_restored()?;
-                self.devices.iter().for_each(|device| lock(device).resume());
-            }
-        }
-        lifecycle.saved = None;
-        self.around
-            .control
-            .run()
-            .map_err(|reason| stopped("resume", reason))?;
-        lifecycle.phase = Phase::Running;
-        Ok(())
-    }
-
-    /// Parks every vCPU and drains every device; when this returns, nothing of the machine writes guest
-    /// memory. Does nothing if the machine is paused already.
-    ///
-    /// # Errors
-    /// The machine has stopped, or a device cannot be drained; the machine then runs on.
-    pub fn pause(&self) -> Result<()> {
-        let mut lifecycle = lock(&self.lifecycle);
-        self.check_not_stopped("pause")?;
-        if lifecycle.phase == Phase::Paused {
-            return Ok(());
-        }
-        let stopped = |reason| stopped("pause", reason);
-        self.around.control.park().map_err(stopped)?;
-        if let Err(error) = self.pause_devices() {
-            if lifecycle.phase == Phase::Running {
-                self.around.control.run().map_err(stopped)?;
-            }
-            return Err(error);
-        }
-        lifecycle.phase = Phase::Paused;
-        Ok(())
+        Self::finish(config, assembly, Phase::Paused)
     }
 
     /// Ends the machine for good, and waits until its vCPUs are parked.
@@ -265,8 +209,33 @@ impl Machine {
         lock(&self.serial).receive(bytes)
     }
 
+    /// Returns the machine's disks, in the order of its configuration.
+    #[must_use]
+    pub fn disks(&self) -> Vec<Disk> {
+        self.disks.clone()
+    }
+
+    /// Returns the way by which the machine's devices give guest memory back to the host. Whoever must see
+    /// the memory before it is gone installs a way of its own.
+    #[must_use]
+    pub fn discard_route(&self) -> DiscardRoute {
+        self.discard_route.clone()
+    }
+
+    /// Returns the configuration of the machine's virtio devices.
+    #[must_use]
+    pub fn devices_config(&self) -> &DevicesConfig {
+        &self.devices_config
+    }
+
+    /// Returns the processor model that the machine was configured with.
+    #[must_use]
+    pub fn cpu_model(&self) -> CpuModel {
+        self.cpu_model
+    }
+
     /// Starts the vCPU threads of a machine whose state is complete.
-    fn finish(assembly: Assembly, phase: Phase) -> Result<Self> {
+    fn finish(config: &MachineConfig, assembly: Assembly, phase: Phase) -> Result<Self> {
         let Assembly {
             kvm,
             vm,
@@ -289,12 +258,16 @@ impl Machine {
             vm,
             devices: devices.topology,
             device_names,
+            disks: devices.virtio.disks,
+            discard_route: devices.virtio.discard_route,
             serial: devices.serial,
             generation_id: devices.generation_id,
             heartbeat: devices.heartbeat,
+            devices_config: config.devices.clone(),
+            cpu_model: config.cpu,
             msr_indices,
             tsc_khz,
-            lifecycle: Mutex::new(Lifecycle { phase, saved: None }),
+            lifecycle: Mutex::new(Lifecycle::new(phase)),
         };
         for vcpu in &machine.vcpus {
             vcpu::spawn(Arc::clone(vcpu), &machine.around)?;
@@ -329,50 +302,6 @@ impl Machine {
             platform,
         })
     }
-
-    fn pause_devices(&self) -> Result<()> {
-        for (index, device) in self.devices.iter().enumerate() {
-            let mut device = lock(device);
-            if let Err(source) = device.pause() {
-                let name = device.name().to_owned();
-                drop(device);
-                self.devices
-                    .iter()
-                    .take(index)
-                    .for_each(|paused| lock(paused).resume());
-                return Err(Error::Device { name, source });
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets the flag by which a guest's watchdogs know that it was stopped rather than stuck. KVM keeps it
-    /// until it next updates the paravirtual clock, so it is not in the memory that was saved.
-    fn tell_guest_of_pause(&self) -> Result<()> {
-        for vcpu in &self.vcpus {
-            let vcpu = lock(vcpu);
-            match vcpu.fd.kvmclock_ctrl() {
-                Ok(()) => {}
-                // The guest does not use the paravirtual clock.
-                Err(error) if error.errno() == libc::EINVAL => {}
-                Err(source) => {
-                    return Err(Error::Vcpu {
-                        vcpu: vcpu.id,
-                        operation: "KVM_KVMCLOCK_CTRL",
-                        source,
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn check_not_stopped(&self, operation: &'static str) -> Result<()> {
-        self.around
-            .control
-            .reason()
-            .map_or(Ok(()), |reason| Err(stopped(operation, reason)))
-    }
 }
 
 impl fmt::Debug for Machine {
@@ -389,13 +318,6 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.around.control.end(StopReason::Requested);
         self.around.control.join();
-    }
-}
-
-fn stopped(operation: &'static str, reason: StopReason) -> Error {
-    Error::InvalidRunState {
-        operation,
-        state: RunState::Stopped(reason),
     }
 }
 

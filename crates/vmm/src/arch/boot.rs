@@ -14,6 +14,7 @@ mod initrd;
 mod linux;
 mod memory_map;
 mod pvh;
+mod reset_code;
 
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
@@ -29,11 +30,11 @@ use crate::error::{Error, Result};
 use crate::layout::{CMDLINE, START_INFO};
 use crate::state::Segment;
 
-pub(crate) use initrd::Initrd;
+use initrd::Initrd;
 
 const RFLAGS_FIXED: u64 = 1 << 1;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
-/// Longest command line that the loaders take is the configuration's; a bzImage may say less.
+/// Bytes of a file that tell what it is: up to the end of a bzImage's header.
 const KERNEL_HEAD_BYTES: usize = 0x290;
 
 /// How the first vCPU starts.
@@ -51,6 +52,7 @@ pub(crate) fn load(memory: &GuestMemoryMmap, config: &MachineConfig) -> Result<E
         field: "kernel",
         rule: "must be given to boot",
     };
+    reset_code::write(memory)?;
     write_cmdline(memory, &config.cmdline)?;
     match config.kernel.as_ref().ok_or(missing)? {
         Kernel::File(path) => {

@@ -7,19 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
 
+use super::devices::Devices;
+use crate::acpi;
 use crate::arch::platform::Capabilities;
-use crate::arch::{cpuid, msr, platform};
+use crate::arch::{cpuid, msr, platform, vm_state};
 use crate::config::MachineConfig;
 use crate::cpu_model::CpuModel;
-use crate::device::{Bus, DebugConsole, DebugExit, GenerationId, I8042, Power, Serial, SharedDevice};
 use crate::error::{Error, Result};
 use crate::kick;
-use crate::layout::{
-    DEBUG_CONSOLE_PORT, DEBUG_EXIT_PORT, DEBUG_EXIT_PORTS, EVENT_GSI, I8042_PORT, I8042_PORTS, POWER_PORT,
-    POWER_PORTS, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS,
-};
 use crate::memory::{memory_ranges, ranges_of, register_slots};
 use crate::run_control::RunControl;
 use crate::state::CpuidLeaf;
@@ -40,15 +36,6 @@ pub(super) struct Assembly {
     pub(super) supported_cpuid: Vec<CpuidLeaf>,
 }
 
-/// The devices, and direct ways to those that the machine's owner talks to.
-pub(super) struct Devices {
-    /// In the order of the topology.
-    pub(super) topology: Vec<SharedDevice>,
-    pub(super) serial: Arc<Mutex<Serial>>,
-    pub(super) generation_id: Arc<Mutex<GenerationId>>,
-    pub(super) heartbeat: Arc<std::sync::atomic::AtomicU64>,
-}
-
 impl Assembly {
     /// Creates the VM, its chips, devices and vCPUs, and gives it its memory.
     pub(super) fn new(config: &MachineConfig, memory: GuestMemoryMmap) -> Result<Self> {
@@ -63,7 +50,8 @@ impl Assembly {
         let capabilities = Capabilities::query(&kvm, &vm)?;
         register_slots(&vm, &memory)?;
         create_chips(&vm)?;
-        let (devices, ports) = create_devices(config, &vm, &memory)?;
+        let (devices, buses) = Devices::new(config, &vm, &memory)?;
+        devices.pause()?;
         let vcpus = (0..config.cpus)
             .map(|id| create_vcpu(&vm, id))
             .collect::<Result<_>>()?;
@@ -71,8 +59,8 @@ impl Assembly {
         let control = RunControl::new();
         let around = Surroundings {
             memory,
-            ports,
-            mmio: Bus::default(),
+            ports: buses.ports,
+            mmio: buses.mmio,
             capabilities,
             control,
         };
@@ -97,13 +85,15 @@ impl Assembly {
         }
         Ok(())
     }
-}
 
-impl Devices {
-    /// Returns the names of the devices in topology order.
-    pub(super) fn names(&self) -> Vec<String> {
-        let name = |device: &SharedDevice| lock(device).name().to_owned();
-        self.topology.iter().map(name).collect()
+    /// Does what firmware would: masks the legacy interrupts, describes the machine, makes up its first
+    /// generation id.
+    pub(super) fn write_firmware(&self) -> Result<()> {
+        vm_state::mask_pics(&self.vm)?;
+        let cpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
+        let slots: Vec<_> = self.devices.virtio.placed.iter().map(|(slot, _)| *slot).collect();
+        acpi::write(&self.around.memory, cpus, &slots)?;
+        lock(&self.devices.generation_id).write_first()
     }
 }
 
@@ -142,58 +132,6 @@ fn create_chips(vm: &VmFd) -> Result<()> {
         ..kvm_pit_config::default()
     };
     vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))
-}
-
-fn create_devices(config: &MachineConfig, vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(Devices, Bus)> {
-    let serial = Serial::new(&config.serial)?;
-    register_line(vm, serial.interrupt(), SERIAL_GSI)?;
-    let serial = Arc::new(Mutex::new(serial));
-    let generation_id = GenerationId::new(memory.clone())?;
-    register_line(vm, generation_id.event(), EVENT_GSI)?;
-    let generation_id = Arc::new(Mutex::new(generation_id));
-    let console = DebugConsole::default();
-    let heartbeat = console.counter();
-    let placed: [(u64, u64, SharedDevice); 5] = [
-        (
-            SERIAL_PORT.into(),
-            SERIAL_PORTS.into(),
-            Arc::clone(&serial) as SharedDevice,
-        ),
-        (I8042_PORT, I8042_PORTS, Arc::new(Mutex::new(I8042::new()))),
-        (DEBUG_CONSOLE_PORT, 1, Arc::new(Mutex::new(console))),
-        (
-            DEBUG_EXIT_PORT,
-            DEBUG_EXIT_PORTS,
-            Arc::new(Mutex::new(DebugExit::default())),
-        ),
-        (
-            POWER_PORT.into(),
-            POWER_PORTS.into(),
-            Arc::new(Mutex::new(Power::default())),
-        ),
-    ];
-    let mut ports = Bus::default();
-    let mut topology = Vec::new();
-    for (base, len, device) in placed {
-        ports.insert(base, len, Arc::clone(&device));
-        topology.push(device);
-    }
-    topology.push(Arc::clone(&generation_id) as SharedDevice);
-    let devices = Devices {
-        topology,
-        serial,
-        generation_id,
-        heartbeat,
-    };
-    Ok((devices, ports))
-}
-
-/// Makes each signal of `event` an edge of an interrupt line.
-fn register_line(vm: &VmFd, event: &EventFd, gsi: u32) -> Result<()> {
-    vm.register_irqfd(event, gsi).map_err(|source| Error::Kvm {
-        operation: "KVM_IRQFD",
-        source,
-    })
 }
 
 fn create_vcpu(vm: &VmFd, id: u32) -> Result<Arc<Mutex<Vcpu>>> {
