@@ -5,6 +5,8 @@
 //! /dev/kvm is absent a test says so on standard error and returns.
 
 mod guest;
+pub mod nested;
+pub mod plan;
 mod run;
 mod skip;
 

@@ -1,0 +1,57 @@
+//! Taking a snapshot, and what is checked of every one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::machine::Machine;
+use crate::report::Seen;
+
+/// Takes an asynchronous snapshot and writes down its figures.
+pub fn take(machine: &Machine, file: &Path, seen: &mut Seen) -> Result<()> {
+    let path = file.to_str().context("paths of the suite are UTF-8")?;
+    let answer = machine.control("snapshot", &["--codec", "lz4", path])?;
+    let report = &answer["report"];
+    let micros = |value: &Value| value.as_u64().map(Duration::from_micros);
+    let statistics = &report["statistics"];
+    for (name, value) in [
+        ("pause", &statistics["downtime_us"]),
+        (
+            "command_to_capture_point",
+            &statistics["command_to_capture_point_us"],
+        ),
+        ("total", &report["total_us"]),
+    ] {
+        let time = micros(value).with_context(|| format!("no {name} in {report}"))?;
+        seen.time(name, time);
+    }
+    seen.number(
+        "file_bytes",
+        report["file_bytes"].as_f64().context("no file size")?,
+    );
+    let path = statistics["capture"]["kernel_path"].as_str();
+    let path = path.with_context(|| format!("no kernel path in {statistics}"))?;
+    seen.fact("kernel_path", path);
+    let expected = expected_path()?;
+    ensure!(path == expected, "the kernel path is {path}, not {expected}");
+    Ok(())
+}
+
+/// How memory that is not populated must be protected on this kernel: write-protection covers it since Linux 6.4.
+fn expected_path() -> Result<&'static str> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        anyhow::bail!("kernel release {release}");
+    };
+    Ok(if (major, minor) >= (6, 4) {
+        "wp-unpopulated"
+    } else {
+        "populate-first"
+    })
+}

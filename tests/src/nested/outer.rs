@@ -1,0 +1,89 @@
+//! QEMU with an outer kernel: started, waited for with a hard limit, and ended whatever happens.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Name of the program.
+pub const QEMU: &str = "qemu-system-x86_64";
+
+/// What the outer kernel is told; a panic ends QEMU.
+const CMDLINE: &str = "console=ttyS0 panic=-1 quiet vmsnap.run=/suite/linux_suite";
+
+/// Where the machine's two serial ports and QEMU's own words go.
+#[derive(Debug)]
+pub struct Outputs<'a> {
+    /// The console.
+    pub console: &'a Path,
+    /// The entries of the suite.
+    pub report: &'a Path,
+    /// What QEMU says.
+    pub qemu: &'a Path,
+}
+
+/// Boots an outer kernel and waits until it has powered off; `false` when it took too long.
+pub fn run(image: &Path, initrd: &Path, outputs: &Outputs<'_>, limit: Duration) -> Result<bool> {
+    let said = File::create(outputs.qemu).context("cannot make a log file")?;
+    let child = Command::new(QEMU)
+        .args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max,+svm,+npt",
+            "-smp",
+            "2",
+            "-m",
+            "4G",
+        ])
+        .args([
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+            "-nodefaults",
+        ])
+        .arg("-kernel")
+        .arg(image)
+        .arg("-initrd")
+        .arg(initrd)
+        .args(["-append", CMDLINE])
+        .arg("-serial")
+        .arg(format!("file:{}", outputs.console.display()))
+        .arg("-serial")
+        .arg(format!("file:{}", outputs.report.display()))
+        .stdin(Stdio::null())
+        .stdout(said.try_clone()?)
+        .stderr(said)
+        .spawn()
+        .with_context(|| format!("cannot run {QEMU}"))?;
+    Running(child).wait(limit)
+}
+
+/// A child process that does not outlive its owner.
+pub struct Running(pub Child);
+
+impl Running {
+    /// Waits for the child; `false` when it took longer than `limit`.
+    pub fn wait(mut self, limit: Duration) -> Result<bool> {
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            if self.0.try_wait()?.is_some() {
+                return Ok(true);
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _already_gone = self.0.kill();
+        let _already_reaped = self.0.wait();
+    }
+}

@@ -1,0 +1,140 @@
+//! Guests on real virtualisation: unmodified Linux kernels under load, which must never notice a snapshot.
+//!
+//! Each test is one run of the suite with a directory of its own in `target/guests/runs`, where everything that was
+//! seen is kept. The runs take turns: each of them uses all processors.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use e2e::nested::{self, Ran, Wanted};
+use e2e::plan::{PlannedKernel, Round};
+
+/// Snapshots of the main scenarios, and of the others.
+const MANY: u32 = 20;
+const FEW: u32 = 3;
+
+/// Bounds for hanging machines; a run takes a fraction of them.
+const SHORT: Duration = Duration::from_secs(15 * 60);
+const LONG: Duration = Duration::from_secs(30 * 60);
+
+const CLOUD: &str = "debian-cloud-6.1";
+const GENERIC: &str = "debian-generic-6.1";
+const NEWER: &str = "debian-cloud-6.12";
+
+#[test]
+fn the_built_in_guest_is_snapshotted_without_a_wrong_page() {
+    let wanted = wanted("the_built_in_guest", CLOUD, &[], SHORT);
+    run(&wanted, |_kernels, _place| {
+        let of = |cpus| Round::Builtin { cpus, snapshots: FEW };
+        vec![of(1), of(2)]
+    });
+}
+
+#[test]
+fn a_newer_host_kernel_protects_memory_that_is_not_there() {
+    let wanted = wanted("a_newer_host_kernel", NEWER, &[], SHORT);
+    run(&wanted, |_kernels, _place| {
+        vec![Round::Builtin {
+            cpus: 1,
+            snapshots: FEW,
+        }]
+    });
+}
+
+#[test]
+fn linux_with_one_processor_never_notices() {
+    let wanted = wanted("linux_with_one_processor", CLOUD, &[CLOUD], LONG);
+    run(&wanted, |kernels, _place| {
+        vec![linux(&kernels[0], 1, MANY, false)]
+    });
+}
+
+#[test]
+fn linux_with_two_processors_never_notices() {
+    let wanted = wanted("linux_with_two_processors", CLOUD, &[CLOUD], LONG);
+    run(&wanted, |kernels, _place| {
+        vec![linux(&kernels[0], 2, MANY, false)]
+    });
+}
+
+#[test]
+fn other_kernels_never_notice_and_copies_know_what_they_are() {
+    let wanted = wanted("other_kernels", CLOUD, &[GENERIC, NEWER], LONG);
+    run(&wanted, |kernels, _place| {
+        kernels
+            .iter()
+            .map(|kernel| linux(kernel, 2, FEW, false))
+            .collect()
+    });
+}
+
+#[test]
+fn what_the_kernel_writes_for_vhost_is_captured() {
+    let wanted = wanted("vhost", CLOUD, &[CLOUD], SHORT);
+    run(&wanted, |kernels, place| {
+        let caught = Round::Program {
+            name: "vhost-vsock without a guest".to_owned(),
+            command: vec![place.join("vhost_caught").display().to_string()],
+        };
+        vec![caught, linux(&kernels[0], 1, FEW, true)]
+    });
+}
+
+fn wanted<'a>(name: &'a str, outer: &'a str, kernels: &'a [&'a str], limit: Duration) -> Wanted<'a> {
+    Wanted {
+        name,
+        outer,
+        kernels,
+        limit,
+    }
+}
+
+fn linux(kernel: &PlannedKernel, cpus: u32, snapshots: u32, vhost: bool) -> Round {
+    Round::Linux {
+        kernel: kernel.clone(),
+        cpus,
+        snapshots,
+        vhost,
+    }
+}
+
+/// Runs the suite when its turn comes; where it cannot be run the test says why.
+fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> Vec<Round>) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    match nested::run(wanted, rounds) {
+        Ok(ran) => judge(&ran),
+        Err(reason) => eprintln!("SKIPPED: {}: {reason:#}", wanted.name),
+    }
+}
+
+/// Prints every step; fails when one failed, or when the suite did not come to its end.
+fn judge(ran: &Ran) {
+    for step in &ran.steps {
+        let outcome = step.error.as_deref().unwrap_or("ok");
+        println!(
+            "{}: {}: {:.1} s: {outcome}",
+            step.scenario, step.step, step.seconds
+        );
+        println!("    {:?} {:?}", step.figures, step.facts);
+    }
+    let failed: Vec<String> = ran
+        .steps
+        .iter()
+        .filter_map(|step| {
+            Some(format!(
+                "{}: {}: {}",
+                step.scenario,
+                step.step,
+                step.error.as_ref()?
+            ))
+        })
+        .collect();
+    let place = ran.directory.display();
+    assert!(failed.is_empty(), "{}\nlogs are in {place}", failed.join("\n"));
+    assert!(
+        ran.finished,
+        "the suite did not come to its end; logs are in {place}"
+    );
+}
