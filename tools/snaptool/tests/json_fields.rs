@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Machine, flip, json, sample, text};
+use common::{Machine, flip, json, kernel, sample, text};
 use serde_json::Value as Json;
 use snapfile::{ChunkNumber, Snapshot};
 
@@ -49,11 +49,12 @@ fn assert_documented(command: &str, seen: &Json) {
 fn fields_of_every_command_are_those_documented() {
     let (directory, file) = sample();
     assert_documented("inspect", &json(["inspect", "--json", text(&file)], 0));
-    let raw = directory.path().join("mem.raw");
-    assert_documented(
-        "restore",
-        &json(["restore", "--json", text(&file), "--memory", text(&raw)], 0),
-    );
+    let linux = directory.path().join("linux.vmsnap");
+    kernel::linux().write(&linux);
+    let (raw, core) = (directory.path().join("mem.raw"), directory.path().join("vm.core"));
+    let outputs = ["--memory", text(&raw), "--elf-core", text(&core)];
+    let arguments = [&["restore", "--json", text(&linux)][..], &outputs].concat();
+    assert_documented("restore", &json(arguments, 0));
     let other = directory.path().join("other.vmsnap");
     let mut machine = Machine {
         rip: 0x1005,

@@ -86,6 +86,17 @@ fn entry(machine: &Machine, table: u64, slot: u64) -> u64 {
     u64::from_le_bytes(machine.low[at..at + 8].try_into().unwrap())
 }
 
+/// A machine that looks like one that runs Linux.
+pub fn linux() -> Machine {
+    let mut machine = Machine::new();
+    machine.levels = 4;
+    let root = 0x1_0000;
+    PageTables::kernel(&mut machine, root);
+    machine.roots = [root; 2];
+    put_note(&mut machine, 0x8_0000, &vmcoreinfo("6.1.0", root, PHYSICAL_BASE));
+    machine
+}
+
 /// Writes an entry of a table in low memory.
 pub fn set_entry(machine: &mut Machine, table: u64, slot: u64, entry: u64) {
     let at = usize::try_from(table + 8 * slot).unwrap();
