@@ -67,6 +67,14 @@ pub enum Error {
     /// The operation needs a device that no driver is using.
     #[error("the device is in use by its driver")]
     Active,
+    /// The balloon cannot be asked for more than the machine's memory.
+    #[error("a balloon of {target_bytes} bytes in a machine of {memory_bytes}")]
+    BalloonTarget {
+        /// What was asked for.
+        target_bytes: u64,
+        /// The machine's memory.
+        memory_bytes: u64,
+    },
     /// The saved state is of a version that the device does not know.
     #[error("state version {saved}, this device reads {known}")]
     Version {

@@ -7,8 +7,10 @@
 //!
 //! What a driver puts into registers and rings is never trusted: at worst its device asks to be reset.
 
+mod balloon;
 pub mod block;
 pub mod config;
+mod console;
 pub mod device;
 mod discard;
 #[cfg(test)]
@@ -25,11 +27,13 @@ mod vhost;
 mod vsock;
 pub mod worker;
 
+pub use balloon::{Balloon, BalloonDevice};
 pub use block::{Block, BlockBackend, Disk, DiskHold, RawFile};
 pub use config::{
     BalloonConfig, ConsoleConfig, ConsoleOutput, DevicesConfig, DiskConfig, DiskFormat, InvalidDevices,
     MacAddress, NetConfig, VsockConfig,
 };
+pub use console::{ConsoleDevice, ConsoleInput};
 pub use device::{Activation, DRAIN_TIMEOUT, VirtioDevice};
 pub use discard::{Discard, DiscardRoute, HostDiscard};
 pub use error::Error;
