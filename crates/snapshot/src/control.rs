@@ -64,6 +64,12 @@ pub struct SaveProgress {
     pub file_bytes: u64,
     /// All of guest memory, in bytes; 0 until known.
     pub memory_bytes: u64,
+    /// All of the disks that are copied, in bytes; 0 until known.
+    #[serde(default)]
+    pub disk_bytes_total: u64,
+    /// What of them has been copied.
+    #[serde(default)]
+    pub disk_bytes: u64,
 }
 
 /// Handle by which other threads watch and cancel one save.
@@ -82,6 +88,8 @@ struct Shared {
     memory_bytes: AtomicU64,
     chunks_total: AtomicU64,
     file_bytes: Arc<AtomicU64>,
+    disk_bytes_total: AtomicU64,
+    disk_bytes: AtomicU64,
 }
 
 impl SaveProgress {
@@ -145,6 +153,8 @@ impl SaveControl {
             faults: capture.faults,
             file_bytes: shared.file_bytes.load(Ordering::Relaxed),
             memory_bytes: shared.memory_bytes.load(Ordering::Relaxed),
+            disk_bytes_total: shared.disk_bytes_total.load(Ordering::Relaxed),
+            disk_bytes: shared.disk_bytes.load(Ordering::Relaxed),
         }
     }
 
@@ -155,6 +165,14 @@ impl SaveControl {
     pub(crate) fn set_total(&self, memory_bytes: u64, chunks: u64) {
         self.shared.memory_bytes.store(memory_bytes, Ordering::Relaxed);
         self.shared.chunks_total.store(chunks, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_disk_total(&self, bytes: u64) {
+        self.shared.disk_bytes_total.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_disk_bytes(&self, bytes: u64) {
+        self.shared.disk_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// The counter into which the output adds the bytes that it takes.

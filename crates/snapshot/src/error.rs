@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::disk::DiskError;
+
 /// The crate's result.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
@@ -48,6 +50,21 @@ pub enum Error {
     /// Guest memory cannot be captured or filled.
     #[error("guest memory")]
     Memory(#[from] memsnap::Error),
+    /// A disk cannot be copied, or not be brought back.
+    #[error("disk {id}")]
+    Disk {
+        /// The disk.
+        id: String,
+        /// What is wrong with it.
+        #[source]
+        source: DiskError,
+    },
+    /// Something was said about a device that the machine in the file does not have.
+    #[error("the machine has no {device}")]
+    NoSuchDevice {
+        /// The device.
+        device: String,
+    },
     /// The machine cannot be paused, saved, created or resumed.
     #[error(transparent)]
     Machine(#[from] vmm::Error),
@@ -90,6 +107,14 @@ impl Error {
         move |source| Self::Read {
             path: path.to_owned(),
             source: Box::new(source),
+        }
+    }
+
+    /// Makes an error of a disk.
+    pub(crate) fn disk(id: &str) -> impl Fn(DiskError) -> Self + Copy {
+        move |source| Self::Disk {
+            id: id.to_owned(),
+            source,
         }
     }
 

@@ -18,7 +18,10 @@
 
 mod check;
 mod control;
+mod discards;
+mod disk;
 mod error;
+mod machine_record;
 mod output;
 mod parent;
 mod plain;
@@ -31,15 +34,17 @@ mod subject;
 
 pub use check::{CheckReport, check};
 pub use control::{Phase, SaveControl, SaveProgress};
+pub use disk::{DiskEntry, DiskError, DiskSource, DiskTable, Fingerprint};
 pub use error::{Error, ErrorKind};
+pub use machine_record::{DeviceOverrides, MachineRecord};
 pub use plain::{PlainMemory, WriterSteps};
 pub use report::{
-    CaptureFigures, RestoreReport, SaveMode, SaveReport, StallFigures, Statistics, StoredChunks,
+    CaptureFigures, DiskFigures, RestoreReport, SaveMode, SaveReport, StallFigures, Statistics, StoredChunks,
 };
 pub use restore::{RestoreOptions, restore, restore_with_progress};
 pub use run_switch::RunSwitch;
-pub use save::{SaveOptions, save};
-pub use sections::{Provenance, read_provenance, read_state, read_statistics};
+pub use save::{DisksMode, SaveOptions, save};
+pub use sections::{Provenance, read_disks, read_machine, read_provenance, read_state, read_statistics};
 pub use subject::Subject;
 
 pub use memsnap::{CaptureOptions, Pressure, RestoreProgress};

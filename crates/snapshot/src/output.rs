@@ -23,6 +23,11 @@ impl Output {
         })
     }
 
+    /// Makes the bytes durable; a commit afterwards has little left to do but to give the file its name.
+    pub(crate) fn sync(&self) -> snapfile::Result<()> {
+        Ok(self.file.file().sync_all()?)
+    }
+
     pub(crate) fn commit(self) -> snapfile::Result<()> {
         self.file.commit()
     }

@@ -12,6 +12,7 @@ use memsnap::{CaptureReport, StallReport};
 use snapfile::{ChunkCounts, Summary};
 
 use crate::control::micros;
+use crate::disk::CopiedDisk;
 
 /// Whether the guest runs while its memory is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +74,10 @@ pub struct Statistics {
     pub command_to_capture_point_us: u64,
     /// How long the guest was held for the snapshot; 0 if a user had paused it.
     pub downtime_us: u64,
-    /// Of the downtime: parking the vCPUs and draining the devices.
+    /// Before the downtime: letting the devices complete their requests, while the vCPUs ran.
+    #[serde(default)]
+    pub drain_us: u64,
+    /// Of the downtime: parking the vCPUs.
     pub park_us: u64,
     /// Of the downtime: saving the state of vCPUs and devices.
     pub state_us: u64,
@@ -83,6 +87,22 @@ pub struct Statistics {
     pub resume_us: u64,
     /// What the memory capture cost.
     pub capture: CaptureFigures,
+    /// What copying the disks cost.
+    #[serde(default)]
+    pub disks: DiskFigures,
+}
+
+/// What copying the disks cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFigures {
+    /// Disks that were copied.
+    pub count: u64,
+    /// Their length, holes included.
+    pub bytes: u64,
+    /// Longest time that a disk took no requests, from the capture point.
+    pub hold_us: u64,
+    /// From the capture point until every copy was durable and had its fingerprint.
+    pub copy_us: u64,
 }
 
 /// What a memory capture cost.
@@ -116,8 +136,11 @@ pub struct CaptureFigures {
     pub stall_draining: StallFigures,
     /// Writes that had to wait for a copy buffer.
     pub faults_throttled: u64,
-    /// Memory copied aside because of a write.
+    /// Memory copied aside because of a write or a discard.
     pub copied_bytes: u64,
+    /// Memory that the guest gave back during the capture.
+    #[serde(default)]
+    pub discarded_bytes: u64,
     /// Most copy buffers in use at once.
     pub buffer_high_water_bytes: u64,
     /// Chunks found to be unpopulated without touching them.
@@ -152,6 +175,8 @@ pub struct RestoreReport {
     pub memory_bytes: u64,
     /// Opening the file and its parents, and reading the machine's state.
     pub open_us: u64,
+    /// Making and checking working copies of the disks.
+    pub disks_us: u64,
     /// Filling guest memory.
     pub memory_us: u64,
     /// Creating the machine and giving it its state.
@@ -171,6 +196,20 @@ impl SaveReport {
             total_us: micros(total),
             statistics,
         }
+    }
+}
+
+impl DiskFigures {
+    pub(crate) fn of(disks: &[CopiedDisk]) -> Self {
+        let mut figures = Self::default();
+        for disk in disks {
+            let Some(copy) = &disk.copy else { continue };
+            figures.count += 1;
+            figures.bytes += disk.virtual_size_bytes;
+            figures.hold_us = figures.hold_us.max(micros(copy.hold));
+            figures.copy_us = figures.copy_us.max(micros(copy.took));
+        }
+        figures
     }
 }
 
@@ -215,6 +254,7 @@ impl From<&CaptureReport> for CaptureFigures {
             stall_draining: (&report.stall).into(),
             faults_throttled: report.faults_throttled,
             copied_bytes: report.copied_bytes,
+            discarded_bytes: report.discarded_bytes,
             buffer_high_water_bytes: report.buffer_high_water_bytes,
             chunks_unpopulated: report.chunks_unpopulated,
             encoded_bytes: report.bytes_encoded,

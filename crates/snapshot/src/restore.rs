@@ -8,12 +8,16 @@ use std::time::Instant;
 
 use memsnap::RestoreProgress;
 use snapfile::Snapshot;
+use vm_memory::GuestMemoryMmap;
+
 use vmm::{Backing, Machine, MachineConfig, SerialOutput, VmState, create_guest_memory_for};
 
 use crate::control::micros;
+use crate::disk::{DiskTable, Places, format_name, prepare};
 use crate::error::{Error, Result};
+use crate::machine_record::{DeviceOverrides, MachineRecord};
 use crate::report::RestoreReport;
-use crate::sections::{check_disks, read_provenance, read_state};
+use crate::sections::{problem, read_disks, read_machine, read_provenance, read_state};
 
 /// How a machine is brought back.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +34,8 @@ pub struct RestoreOptions {
     pub paused: bool,
     /// Let the guest's paravirtual clock advance by the real time since the capture point.
     pub advance_clock: bool,
+    /// What the machine is connected to instead of what the file says.
+    pub devices: DeviceOverrides,
     /// Restore although the host's processor lacks features that the guest has seen.
     pub ignore_cpu_features: bool,
 }
@@ -54,18 +60,21 @@ pub fn restore_with_progress(
     let began = Instant::now();
     let path = path.as_ref();
     let snapshot = open(path)?;
-    check_disks(&snapshot)?;
+    let (table, mut record) = read_description(&snapshot)?;
     let state = read_state(&snapshot)?;
     check_memory_map(&snapshot, &state)?;
+    options.devices.apply(&mut record.devices)?;
     let vm_name = read_provenance(&snapshot)
         .map(|provenance| provenance.vm_name)
         .unwrap_or_default();
-    let config = MachineConfig {
+    let mut config = MachineConfig {
         memory_bytes: snapshot.memory_map().len_bytes(),
         cpus: state.vm.cpus,
         serial: options.serial.clone(),
         backing: options.backing,
         transparent_huge_pages: options.transparent_huge_pages,
+        cpu: record.cpu,
+        devices: record.devices,
         ..MachineConfig::default()
     };
     if !options.ignore_cpu_features {
@@ -73,16 +82,17 @@ pub fn restore_with_progress(
     }
     let opened = began.elapsed();
 
-    let memory = create_guest_memory_for(&state.vm.memory, options.backing, options.transparent_huge_pages)?;
-    let threads = match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
+    let placing = Instant::now();
+    let places = Places {
+        snapshot: path,
+        copies: &record.disk_copies,
+        given: &options.devices.disks,
     };
+    let working = prepare(&table.disks, &mut config.devices.disks, &places)?;
+    let placed = placing.elapsed();
+
     let filling = Instant::now();
-    memsnap::restore_eager(&memory, &snapshot, threads, progress).map_err(|error| match error {
-        memsnap::Error::Source(source) => Error::read(path)(source),
-        error => Error::Memory(error),
-    })?;
+    let memory = fill_memory(path, &snapshot, &state, options, progress)?;
     let filled = filling.elapsed();
 
     let creating = Instant::now();
@@ -91,6 +101,7 @@ pub fn restore_with_progress(
         advance_clock: options.advance_clock,
     };
     let machine = Machine::restore(&config, memory, &state, &vmm_options)?;
+    working.opened();
     if !options.paused {
         machine.resume()?;
     }
@@ -99,11 +110,59 @@ pub fn restore_with_progress(
         cpus: config.cpus,
         memory_bytes: config.memory_bytes,
         open_us: micros(opened),
+        disks_us: micros(placed),
         memory_us: micros(filled),
         machine_us: micros(creating.elapsed()),
         total_us: micros(began.elapsed()),
     };
     Ok((machine, report))
+}
+
+/// Maps guest memory and fills it from the file.
+fn fill_memory(
+    path: &Path,
+    snapshot: &Snapshot,
+    state: &VmState,
+    options: &RestoreOptions,
+    progress: &(dyn Fn(RestoreProgress) + Sync),
+) -> Result<GuestMemoryMmap> {
+    let memory = create_guest_memory_for(&state.vm.memory, options.backing, options.transparent_huge_pages)?;
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    memsnap::restore_eager(&memory, snapshot, threads, progress).map_err(|error| match error {
+        memsnap::Error::Source(source) => Error::read(path)(source),
+        error => Error::Memory(error),
+    })?;
+    Ok(memory)
+}
+
+/// Reads disk table and machine record, which must speak of the same disks.
+fn read_description(snapshot: &Snapshot) -> Result<(DiskTable, MachineRecord)> {
+    let table = read_disks(snapshot)?;
+    let record = read_machine(snapshot)?;
+    record
+        .devices
+        .validate()
+        .map_err(|broken| problem("machine", broken))?;
+    let stored = table
+        .disks
+        .iter()
+        .map(|entry| (entry.id.as_str(), entry.format.as_str(), entry.readonly));
+    let expected = record
+        .devices
+        .disks
+        .iter()
+        .map(|disk| (disk.id.as_str(), format_name(disk.format), disk.readonly));
+    if stored.eq(expected) {
+        Ok((table, record))
+    } else {
+        Err(problem(
+            "disks",
+            "not the disks of the machine in section machine",
+        ))
+    }
 }
 
 /// Refuses a file whose machine and memory are not of the same shape, before anything is mapped.

@@ -7,6 +7,7 @@
 //! One lock guards who wants what. It is held while vCPUs park or start, never while a file is written.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::subject::Subject;
@@ -62,7 +63,14 @@ impl RunSwitch {
     pub(crate) fn hold<'a, S: Subject>(&'a self, machine: &'a S) -> Result<Hold<'a, S>> {
         let mut wishes = self.lock();
         let was_running = machine.is_running();
-        machine.pause()?;
+        let draining = Instant::now();
+        machine.drain_devices()?;
+        let drain = draining.elapsed();
+        let since = Instant::now();
+        if let Err(error) = machine.pause() {
+            machine.release_devices();
+            return Err(error.into());
+        }
         *wishes = Wishes {
             held: true,
             run_after: was_running,
@@ -71,6 +79,9 @@ impl RunSwitch {
             switch: self,
             machine,
             was_running,
+            drain,
+            since,
+            park: since.elapsed(),
             released: false,
         })
     }
@@ -86,6 +97,12 @@ pub(crate) struct Hold<'a, S: Subject> {
     switch: &'a RunSwitch,
     machine: &'a S,
     was_running: bool,
+    /// Completing the devices' requests, while the vCPUs ran.
+    pub(crate) drain: Duration,
+    /// When the vCPUs were asked to stand still.
+    pub(crate) since: Instant,
+    /// Until they did.
+    pub(crate) park: Duration,
     released: bool,
 }
 

@@ -4,25 +4,44 @@
 //! is frozen, and only then anything runs again. Reading state comes before freezing because it may itself write
 //! guest memory. What keeps the pause short is everything that is *not* between the two: the file is created before
 //! memory is armed, memory is armed while the guest runs, and encoding, index, fsync and rename come after the
-//! resume, on the caller's thread, under no lock that a vCPU needs.
+//! resume, on the caller's thread, under no lock that a vCPU needs. Devices complete their requests before the vCPUs
+//! are parked; disks are held from the capture point on, and copied beside memory while the vCPUs run.
 //!
 //! Every way out of an error passes through the destructors: the hold lets the guest run on if its user wants that,
-//! the capture lifts its protection, the output removes its temporary file.
+//! the capture lifts its protection, discards take their usual way, output and disk copies remove their temporary
+//! files.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use memsnap::{Capture, CaptureOptions, CaptureReport, memory_map, stop_and_copy};
 use snapfile::{Writer, WriterOptions};
 
 use crate::control::{Phase, SaveControl, micros};
+use crate::discards::Diversion;
+use crate::disk::{CopiedDisk, DiskCopies, DiskHolds, DiskTable, GivenUp, publish};
 use crate::error::{Error, Result};
+use crate::machine_record::MachineRecord;
 use crate::output::Output;
 use crate::parent::open_parent;
-use crate::report::{CaptureFigures, SaveMode, SaveReport, Statistics};
-use crate::sections::{Provenance, provenance_section, state_sections, statistics_section};
+use crate::report::{CaptureFigures, DiskFigures, SaveMode, SaveReport, Statistics};
+use crate::run_switch::Hold;
+use crate::sections::{Provenance, machine_section, provenance_section, state_sections, statistics_section};
 use crate::subject::Subject;
+
+/// What happens to the disks that the guest can write.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DisksMode {
+    /// Each is copied, as of the capture point, to a file beside the snapshot.
+    #[default]
+    Copy,
+    /// They are only recorded: whoever restores must bring them as they were.
+    None,
+}
 
 /// How a snapshot is taken and written.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +52,8 @@ pub struct SaveOptions {
     pub capture: CaptureOptions,
     /// How the file is written; a parent in it takes precedence over `parent`.
     pub writer: WriterOptions,
+    /// What happens to the disks.
+    pub disks: DisksMode,
     /// Snapshot file whose equal chunks are not stored again.
     pub parent: Option<PathBuf>,
     /// Name of the machine, kept in the file.
@@ -67,6 +88,7 @@ struct Save<'a, S: Subject> {
     options: &'a SaveOptions,
     control: &'a SaveControl,
     writer: Writer<Output>,
+    disks: DiskCopies,
     began: Instant,
 }
 
@@ -76,6 +98,7 @@ struct CapturePoint<T> {
     wall_clock: SystemTime,
     state: T,
     was_paused: bool,
+    drain: Duration,
     park: Duration,
     save_state: Duration,
 }
@@ -87,6 +110,7 @@ struct Captured<T> {
     freeze: Duration,
     resume: Duration,
     report: CaptureReport,
+    disks: Vec<CopiedDisk>,
 }
 
 impl<'a, S: Subject> Save<'a, S> {
@@ -102,6 +126,9 @@ impl<'a, S: Subject> Save<'a, S> {
         if let (None, Some(parent)) = (&writer_options.parent, &options.parent) {
             writer_options.parent = Some(open_parent(parent, path)?);
         }
+        let copy = options.disks == DisksMode::Copy;
+        let disks = DiskCopies::prepare(machine.disks(), path, copy)?;
+        control.set_disk_total(disks.total_bytes());
         let map = memory_map(machine.memory())?;
         let output = Output::create(path, control.file_bytes()).map_err(failed)?;
         let writer = Writer::new(output, &map, writer_options).map_err(failed)?;
@@ -112,77 +139,122 @@ impl<'a, S: Subject> Save<'a, S> {
             options,
             control,
             writer,
+            disks,
             began,
         })
     }
 
-    fn run(self) -> Result<SaveReport> {
+    fn run(mut self) -> Result<SaveReport> {
+        let route = self.machine.discard_route();
+        let diversion = route.map(|route| Diversion::set_up(route, &self.control.capture()));
         let captured = match self.options.mode {
             SaveMode::Async => self.capture_running()?,
             SaveMode::Stop => self.capture_stopped()?,
         };
+        drop(diversion);
         self.commit(captured)
     }
 
     /// Memory is protected while the guest runs, and copied on write after the capture point.
-    fn capture_running(&self) -> Result<Captured<S::State>> {
+    fn capture_running(&mut self) -> Result<Captured<S::State>> {
         self.control.enter(Phase::Arming)?;
         let layout = self.writer.layout().clone();
+        let disks = std::mem::take(&mut self.disks);
         let mut capture = Capture::arm(self.machine.memory(), layout, self.capture_options())
             .map_err(|error| self.memory_error(error))?;
         self.control.enter(Phase::Held)?;
-        let held_at = Instant::now();
         let hold = self.control.switch().hold(self.machine)?;
-        let point = self.reach_point(held_at, !hold.was_running())?;
+        let point = self.reach_point(&hold)?;
+        let disk_holds = disks.hold()?;
+        let held_since = hold.since;
         let freezing = Instant::now();
         capture.freeze().map_err(|error| self.memory_error(error))?;
         let freeze = freezing.elapsed();
         let resuming = Instant::now();
         hold.release()?;
-        let (resume, downtime) = (resuming.elapsed(), held_at.elapsed());
+        let (resume, downtime) = (resuming.elapsed(), held_since.elapsed());
         self.control.enter(Phase::Draining)?;
-        let report = capture
-            .drain(&self.writer)
-            .map_err(|error| self.memory_error(error))?;
+        let (report, disks) = self.beside_disks(disks, disk_holds, || {
+            capture
+                .drain(&self.writer)
+                .map_err(|error| self.memory_error(error))
+        })?;
         Ok(Captured {
             point,
             downtime,
             freeze,
             resume,
             report,
+            disks,
         })
     }
 
     /// The guest is held until all of its memory is in the file.
-    fn capture_stopped(&self) -> Result<Captured<S::State>> {
+    fn capture_stopped(&mut self) -> Result<Captured<S::State>> {
         self.control.enter(Phase::Held)?;
-        let held_at = Instant::now();
+        let disks = std::mem::take(&mut self.disks);
         let hold = self.control.switch().hold(self.machine)?;
-        let point = self.reach_point(held_at, !hold.was_running())?;
+        let point = self.reach_point(&hold)?;
+        let disk_holds = disks.hold()?;
+        let held_since = hold.since;
         self.control.enter(Phase::Draining)?;
         let layout = self.writer.layout().clone();
-        let report = stop_and_copy(
-            self.machine.memory(),
-            layout,
-            self.capture_options(),
-            &self.writer,
-        )
-        .map_err(|error| self.memory_error(error))?;
-        let resuming = Instant::now();
-        hold.release()?;
-        let (resume, downtime) = (resuming.elapsed(), held_at.elapsed());
+        let ((report, resume, downtime), disks) = self.beside_disks(disks, disk_holds, || {
+            let memory = self.machine.memory();
+            let report = stop_and_copy(memory, layout, self.capture_options(), &self.writer)
+                .map_err(|error| self.memory_error(error))?;
+            let resuming = Instant::now();
+            hold.release()?;
+            Ok((report, resuming.elapsed(), held_since.elapsed()))
+        })?;
         Ok(Captured {
             point,
             downtime,
             freeze: Duration::ZERO,
             resume,
             report,
+            disks,
+        })
+    }
+
+    /// Copies the disks while `memory` is written; whichever fails ends the other.
+    fn beside_disks<T>(
+        &self,
+        disks: DiskCopies,
+        holds: DiskHolds,
+        memory: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Vec<CopiedDisk>)> {
+        let given_up = AtomicBool::new(false);
+        let proceed = |bytes| {
+            self.control.add_disk_bytes(bytes);
+            if given_up.load(Ordering::Relaxed) || self.control.is_cancelled() {
+                return Err(io::Error::other(GivenUp));
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let copying = scope.spawn(|| {
+                let copied = disks.copy(holds, &proceed);
+                if copied.is_err() {
+                    self.control.capture().cancel();
+                }
+                copied
+            });
+            let memory = memory();
+            given_up.store(memory.is_err(), Ordering::Relaxed);
+            let disks = copying
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            match (memory, disks) {
+                (Ok(memory), Ok(disks)) => Ok((memory, disks)),
+                // What ended the other is the error to tell.
+                (Ok(_), Err(error)) | (Err(Error::Cancelled), Err(error)) | (Err(error), _) => Err(error),
+            }
         })
     }
 
     /// Reads the state of the machine, which is held.
-    fn reach_point(&self, held_at: Instant, was_paused: bool) -> Result<CapturePoint<S::State>> {
-        let park = held_at.elapsed();
+    fn reach_point(&self, hold: &Hold<'_, S>) -> Result<CapturePoint<S::State>> {
         let at = Instant::now();
         let state = self.machine.save_state()?;
         let save_state = at.elapsed();
@@ -190,8 +262,9 @@ impl<'a, S: Subject> Save<'a, S> {
             at,
             wall_clock: SystemTime::now(),
             state,
-            was_paused,
-            park,
+            was_paused: !hold.was_running(),
+            drain: hold.drain,
+            park: hold.park,
             save_state,
         })
     }
@@ -201,7 +274,9 @@ impl<'a, S: Subject> Save<'a, S> {
         self.control.enter(Phase::Committing)?;
         let failed = Error::write(self.path);
         let statistics = self.statistics(&captured);
-        let mut sections = state_sections(S::encode(&captured.point.state)?)?;
+        let (table, record) = self.describe(&captured.disks);
+        let mut sections = state_sections(S::encode(&captured.point.state)?, &table)?;
+        sections.push(machine_section(&record)?);
         sections.push(provenance_section(&self.provenance(&captured.point))?);
         sections.push(statistics_section(&statistics)?);
         for section in &sections {
@@ -209,15 +284,33 @@ impl<'a, S: Subject> Save<'a, S> {
         }
         let committing = Instant::now();
         let (output, summary) = self.writer.finish().map_err(failed)?;
-        // The last moment at which a cancel is heeded: behind it, the file has its name.
+        output.sync().map_err(failed)?;
+        // The last moment at which a cancel is heeded: behind it, the files have their names.
         self.control.enter(Phase::Committing)?;
+        let published = publish(captured.disks)?;
         output.commit().map_err(failed)?;
+        published.keep();
         Ok(SaveReport::new(
             statistics,
             &summary,
             committing.elapsed(),
             self.began.elapsed(),
         ))
+    }
+
+    /// The disk table, and the record of the machine.
+    fn describe(&self, disks: &[CopiedDisk]) -> (DiskTable, MachineRecord) {
+        let table = DiskTable {
+            disks: disks.iter().map(CopiedDisk::entry).collect(),
+        };
+        let named = disks
+            .iter()
+            .filter_map(|disk| Some((disk.config.id.clone(), disk.copy_name()?)));
+        let record = MachineRecord {
+            disk_copies: named.collect(),
+            ..self.machine.record()
+        };
+        (table, record)
     }
 
     fn statistics(&self, captured: &Captured<S::State>) -> Statistics {
@@ -227,6 +320,7 @@ impl<'a, S: Subject> Save<'a, S> {
             freeze,
             resume,
             report,
+            disks,
         } = captured;
         let unless_paused = |time: Duration| if point.was_paused { 0 } else { micros(time) };
         Statistics {
@@ -234,11 +328,13 @@ impl<'a, S: Subject> Save<'a, S> {
             was_paused: point.was_paused,
             command_to_capture_point_us: micros(point.at.duration_since(self.began)),
             downtime_us: unless_paused(*downtime),
+            drain_us: unless_paused(point.drain),
             park_us: unless_paused(point.park),
             state_us: micros(point.save_state),
             freeze_us: micros(*freeze),
             resume_us: unless_paused(*resume),
             capture: CaptureFigures::from(report),
+            disks: DiskFigures::of(disks),
         }
     }
 

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use snapfile::{Encoding, Section, SectionEntry, SectionKind, Snapshot};
 use vmm::{StatePart, VmState};
 
+use crate::disk::DiskTable;
 use crate::error::{Error, Result};
+use crate::machine_record::MachineRecord;
 use crate::report::Statistics;
 
 /// Name of the state part that says what the host must offer.
@@ -22,6 +24,8 @@ const PLATFORM: &str = "platform";
 const DISKS: &str = "disks";
 /// Name of the provenance section.
 const PROVENANCE: &str = "provenance";
+/// Name of the section about the machine's connections to its host.
+const MACHINE: &str = "machine";
 /// Name of the statistics section.
 const STATISTICS: &str = "statistics";
 /// Version of the schemas that are defined here.
@@ -42,14 +46,6 @@ pub struct Provenance {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The guest's disks.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DiskTable {
-    /// No machine has disks yet: the list is empty.
-    disks: Vec<ciborium::Value>,
-}
-
 impl Provenance {
     pub(crate) fn new(captured: SystemTime, vm_name: &str, producer: &str) -> Self {
         let system = rustix::system::uname();
@@ -66,13 +62,9 @@ impl Provenance {
 }
 
 /// The sections that hold the machine's state, and the disk table.
-pub(crate) fn state_sections(parts: Vec<StatePart>) -> Result<Vec<Section>> {
+pub(crate) fn state_sections(parts: Vec<StatePart>, disks: &DiskTable) -> Result<Vec<Section>> {
     let mut sections: Vec<Section> = parts.into_iter().map(part_section).collect();
-    sections.push(cbor_section(
-        SectionKind::DiskTable,
-        DISKS,
-        &DiskTable::default(),
-    )?);
+    sections.push(cbor_section(SectionKind::DiskTable, DISKS, disks)?);
     Ok(sections)
 }
 
@@ -93,6 +85,10 @@ fn part_section(part: StatePart) -> Section {
 
 pub(crate) fn provenance_section(provenance: &Provenance) -> Result<Section> {
     cbor_section(SectionKind::Provenance, PROVENANCE, provenance)
+}
+
+pub(crate) fn machine_section(record: &MachineRecord) -> Result<Section> {
+    cbor_section(SectionKind::Provenance, MACHINE, record)
 }
 
 pub(crate) fn statistics_section(statistics: &Statistics) -> Result<Section> {
@@ -151,15 +147,23 @@ pub fn read_statistics(snapshot: &Snapshot) -> Result<Statistics> {
     read_cbor(snapshot, SectionKind::Statistics, STATISTICS)
 }
 
-/// Refuses a snapshot of a machine with disks: none of ours has any.
-pub(crate) fn check_disks(snapshot: &Snapshot) -> Result<()> {
-    let table: DiskTable = read_cbor(snapshot, SectionKind::DiskTable, DISKS)?;
-    match table.disks.len() {
-        0 => Ok(()),
-        count => Err(problem(
-            DISKS,
-            format_args!("{count} disks, this version restores none"),
-        )),
+/// Reads which disks belong to a snapshot.
+///
+/// # Errors
+/// The section is damaged, missing or breaks its schema.
+pub fn read_disks(snapshot: &Snapshot) -> Result<DiskTable> {
+    read_cbor(snapshot, SectionKind::DiskTable, DISKS)
+}
+
+/// Reads how the machine of a snapshot was connected to its host; a file that does not say shows a machine without
+/// virtio devices.
+///
+/// # Errors
+/// The section is damaged or breaks its schema.
+pub fn read_machine(snapshot: &Snapshot) -> Result<MachineRecord> {
+    match snapshot.section(SectionKind::Provenance, MACHINE) {
+        Some(_) => read_cbor(snapshot, SectionKind::Provenance, MACHINE),
+        None => Ok(MachineRecord::without_devices()),
     }
 }
 
@@ -187,7 +191,7 @@ fn read(snapshot: &Snapshot, entry: &SectionEntry) -> Result<Vec<u8>> {
     })
 }
 
-fn problem(name: &str, problem: impl ToString) -> Error {
+pub(crate) fn problem(name: &str, problem: impl ToString) -> Error {
     Error::Section {
         name: name.to_owned(),
         problem: problem.to_string(),

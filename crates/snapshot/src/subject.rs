@@ -7,7 +7,10 @@ use std::fmt::Debug;
 
 use vm_memory::GuestMemoryMmap;
 
-use vmm::{Machine, RunState, StateError, StatePart, VmState};
+use vmm::{DiscardRoute, Machine, RunState, StateError, StatePart, VmState};
+
+use crate::disk::DiskSource;
+use crate::machine_record::MachineRecord;
 
 /// Memory and whoever writes it, as a save needs them.
 ///
@@ -21,6 +24,18 @@ pub trait Subject: Sync + Debug {
 
     /// Whether the writers run.
     fn is_running(&self) -> bool;
+
+    /// Lets the devices complete what is under way and begin nothing, while the vCPUs run on: what this takes is no
+    /// part of the pause that follows. Without anything to drain it does nothing.
+    ///
+    /// # Errors
+    /// A device does not come to rest; all go on.
+    fn drain_devices(&self) -> Result<(), vmm::Error> {
+        Ok(())
+    }
+
+    /// Lets drained devices go on, where no pause followed.
+    fn release_devices(&self) {}
 
     /// Stops all writers.
     ///
@@ -39,6 +54,21 @@ pub trait Subject: Sync + Debug {
     /// # Errors
     /// They are not paused, or do not tell.
     fn save_state(&self) -> Result<Self::State, vmm::Error>;
+
+    /// The disks that belong to the memory; their order is that of the guest.
+    fn disks(&self) -> Vec<Box<dyn DiskSource>> {
+        Vec::new()
+    }
+
+    /// How the machine was connected to its host.
+    fn record(&self) -> MachineRecord {
+        MachineRecord::without_devices()
+    }
+
+    /// The way by which memory that the guest does not need goes back to the host, if it can.
+    fn discard_route(&self) -> Option<DiscardRoute> {
+        None
+    }
 
     /// Encodes a state; equal states give equal bytes.
     ///
@@ -68,6 +98,31 @@ impl Subject for Machine {
 
     fn save_state(&self) -> Result<VmState, vmm::Error> {
         Machine::save_state(self)
+    }
+
+    fn drain_devices(&self) -> Result<(), vmm::Error> {
+        self.quiesce_devices()
+    }
+
+    fn release_devices(&self) {
+        Machine::release_devices(self);
+    }
+
+    fn disks(&self) -> Vec<Box<dyn DiskSource>> {
+        let disks = Machine::disks(self).into_iter();
+        disks.map(|disk| Box::new(disk) as Box<dyn DiskSource>).collect()
+    }
+
+    fn record(&self) -> MachineRecord {
+        MachineRecord {
+            cpu: self.cpu_model(),
+            devices: self.devices_config().clone(),
+            ..MachineRecord::without_devices()
+        }
+    }
+
+    fn discard_route(&self) -> Option<DiscardRoute> {
+        Some(Machine::discard_route(self))
     }
 
     fn encode(state: &VmState) -> Result<Vec<StatePart>, StateError> {

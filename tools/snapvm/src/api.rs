@@ -12,12 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use snapshot::{SaveProgress, SaveReport};
 
-pub use request::{Codec, Mode, OnPressure, SnapshotRequest};
+pub use request::{Codec, Disks, Mode, OnPressure, SnapshotRequest};
 
 /// Routes of the API.
 pub mod route {
     /// What the machine is doing.
     pub const STATUS: &str = "/v1/status";
+    /// The machine's description; putting one boots it.
+    pub const MACHINE: &str = "/v1/machine";
+    /// The balloon.
+    pub const BALLOON: &str = "/v1/balloon";
     /// Hold the guest.
     pub const PAUSE: &str = "/v1/pause";
     /// Let the guest run on.
@@ -89,6 +93,23 @@ pub enum State {
 pub struct StateAnswer {
     /// What the vCPUs are doing now.
     pub state: State,
+}
+
+/// Body of `PUT /v1/balloon`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonTarget {
+    /// Memory that the guest is asked to give up.
+    pub target_bytes: u64,
+}
+
+/// Answer to `GET` and `PUT /v1/balloon`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// Memory that the guest is asked to give up.
+    pub target_bytes: u64,
+    /// Memory that it has given up.
+    pub actual_bytes: u64,
 }
 
 /// State of the latest snapshot: answer to the snapshot routes, and part of the status.

@@ -3,6 +3,7 @@
 //! Nothing is done here. Each command's arguments are one struct, documented for its `--help`; what they do is in
 //! the command of the same name.
 
+mod describe;
 mod guest;
 mod snapshot;
 
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use guest::{Backing, BuiltinArgs, MachineArgs, RestoreArgs, RunArgs};
+pub use guest::{BuiltinArgs, RestoreArgs, RunArgs, ServeArgs};
 pub use snapshot::SnapshotArgs;
 
 /// Runs a KVM machine, snapshots it at the instant asked while it runs on, and brings it back.
@@ -25,6 +26,7 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  snapvm run --kernel vmlinuz --initrd initrd --cmdline console=ttyS0 --memory 256M --api-sock vm.sock
   snapvm run --builtin --memory 1G --cpus 2 --api-sock vm.sock
   snapvm snapshot --api-sock vm.sock out.vmsnap
   snapvm check out.vmsnap
@@ -38,6 +40,8 @@ Logs go to standard error; RUST_LOG=debug shows more of them.";
 pub enum Command {
     /// Boot a machine and run it in the foreground.
     Run(Box<RunArgs>),
+    /// Wait for the description of a machine on the control API, then run it.
+    Serve(ServeArgs),
     /// Take a snapshot of a running machine.
     Snapshot(SnapshotArgs),
     /// Hold the guest's processors until `resume`.
@@ -59,6 +63,8 @@ Examples:
 
 Exit codes: 0 the snapshot was given up; 1 none was being written; 2 could not do it.")]
     Cancel(ControlArgs),
+    /// Show or change how much memory the balloon takes from the guest.
+    Balloon(BalloonArgs),
     /// Bring a machine back from a snapshot and run it in the foreground.
     Restore(Box<RestoreArgs>),
     /// Recompute every page of a snapshot of the built-in guest, and compare.
@@ -92,6 +98,23 @@ pub struct ControlArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `snapvm balloon`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  snapvm balloon --api-sock vm.sock
+  snapvm balloon --api-sock vm.sock --target 64M
+
+The guest gives memory up when it can; the actual size follows the target.")]
+pub struct BalloonArgs {
+    /// How the machine is reached.
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Memory that the guest is asked to give up; 0 gives all back.
+    #[arg(long, value_name = "SIZE", value_parser = crate::values::size)]
+    pub target: Option<u64>,
 }
 
 /// Arguments of `snapvm check`.

@@ -1,5 +1,6 @@
 //! What each command does; its arguments are in [`crate::cli`].
 
+pub mod balloon;
 pub mod builtin_elf;
 pub mod check;
 pub mod control;

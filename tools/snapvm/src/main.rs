@@ -1,7 +1,7 @@
 //! Runs a KVM machine, snapshots it while it runs, and brings it back.
 //!
-//! `run` and `restore` own a machine and serve its control API; `snapshot`, `pause`, `resume`, `status` and
-//! `cancel` are clients of that API; `check`, `demo` and `builtin-elf` stand alone. What a snapshot is belongs to the
+//! `run`, `serve` and `restore` own a machine and serve its control API; `snapshot`, `pause`, `resume`, `status`,
+//! `cancel` and `balloon` are clients of that API; `check`, `demo` and `builtin-elf` stand alone. What a snapshot is belongs to the
 //! `snapshot` crate; here are only its verbs for people.
 #![forbid(unsafe_code)]
 
@@ -9,12 +9,14 @@ mod api;
 mod cli;
 mod client;
 mod commands;
+mod description;
 mod guest_meter;
 mod outcome;
 mod output;
 mod progress;
 mod report;
 mod server;
+mod terminal;
 mod values;
 
 use std::process::ExitCode;
@@ -32,7 +34,9 @@ fn main() -> ExitCode {
         .init();
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::run(&args),
+        Command::Balloon(args) => commands::balloon::run(&args),
         Command::Restore(args) => commands::restore::run(&args),
+        Command::Serve(args) => commands::run::serve(&args),
         Command::Snapshot(args) => commands::snapshot::run(&args),
         Command::Pause(args) => commands::control::pause(&args),
         Command::Resume(args) => commands::control::resume(&args),

@@ -19,6 +19,16 @@ pub fn add_status(facts: &mut Facts, snapshot: &SnapshotStatus) {
             "progress",
             format!("{} of {} chunks", progress.chunks_done, progress.chunks_total),
         );
+        if progress.disk_bytes_total > 0 {
+            facts.add(
+                "disks so far",
+                format!(
+                    "{} of {}",
+                    human_bytes(progress.disk_bytes),
+                    human_bytes(progress.disk_bytes_total)
+                ),
+            );
+        }
         facts.add("file so far", human_bytes(progress.file_bytes));
     }
     if let Some(error) = &snapshot.error {
@@ -47,6 +57,25 @@ pub fn add_report(facts: &mut Facts, report: &SaveReport) {
                 human_us(statistics.state_us),
                 human_us(statistics.freeze_us),
                 human_us(statistics.resume_us),
+            ),
+        );
+    }
+    if statistics.drain_us > 0 {
+        facts.add(
+            "devices drained",
+            format!("{} before that", human_us(statistics.drain_us)),
+        );
+    }
+    if statistics.disks.count > 0 {
+        let disks = &statistics.disks;
+        facts.add(
+            "disks",
+            format!(
+                "{} of {}, held {}, copied in {}",
+                disks.count,
+                human_bytes(disks.bytes),
+                human_us(disks.hold_us),
+                human_us(disks.copy_us),
             ),
         );
     }

@@ -5,28 +5,33 @@
 //! exist, is a JSON object of [`crate::api`].
 
 mod answer;
+mod host;
 mod jobs;
+mod machine;
 mod routes;
 mod socket;
 mod vm;
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use tokio::sync::watch;
 
+pub use host::{Host, boot};
 pub use socket::ApiSocket;
-pub use vm::{Identity, Vm};
+pub use vm::Vm;
 
-/// Serves the API until the machine is asked to shut down; then finishes the answers under way.
-pub async fn serve(socket: ApiSocket, vm: std::sync::Arc<Vm>) -> anyhow::Result<()> {
-    let mut stopping = vm.stopping();
+/// Serves the API until everything is asked to end; then finishes the answers under way.
+pub async fn serve(socket: ApiSocket, host: Arc<Host>) -> anyhow::Result<()> {
+    let mut stopping = host.stopping();
     let listener = socket.listen()?;
-    axum::serve(listener, routes::router(vm))
+    axum::serve(listener, routes::router(host))
         .with_graceful_shutdown(async move { wait_until_set(&mut stopping).await })
         .await
         .context("serving the API")
 }
 
 async fn wait_until_set(flag: &mut watch::Receiver<bool>) {
-    // The sender lives in the machine's shared state; if it is gone, so is the machine.
+    // The sender lives in the host; if that is gone, so is the machine.
     let _ = flag.wait_for(|set| *set).await;
 }

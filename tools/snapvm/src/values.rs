@@ -1,11 +1,17 @@
-//! Values typed on the command line: sizes, durations, labels and destinations of the serial port.
+//! Values typed on the command line: sizes, durations, labels, devices and where a guest's text goes.
 //!
 //! Sizes are binary, as in every other virtual machine monitor: `512M` is 512 MiB. What a value means to the
 //! machine or to a snapshot is decided elsewhere; here it is only read, or refused with a reason.
 
+pub mod devices;
+mod list;
+
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// Reads a size such as `65536`, `64K`, `512M` or `1GiB`.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -58,10 +64,35 @@ impl FromStr for Label {
     }
 }
 
-/// Where the guest's serial port is connected.
+/// What belongs to a named device, typed as `ID=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Serial {
+pub struct Assignment {
+    /// The device; never empty.
+    pub id: String,
+    /// What it gets; never empty.
+    pub value: String,
+}
+
+impl FromStr for Assignment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((id, value)) if !id.is_empty() && !value.is_empty() => Ok(Self {
+                id: id.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err("expected the id of a device, an equals sign and what the device gets".to_owned()),
+        }
+    }
+}
+
+/// Where the text of a guest's serial port or console goes; written `stdio`, `null` or `file:PATH`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Terminal {
     /// Standard input and output of `snapvm`.
+    #[default]
     Stdio,
     /// Appended to a file; there is no input.
     File(PathBuf),
@@ -69,7 +100,7 @@ pub enum Serial {
     Null,
 }
 
-impl FromStr for Serial {
+impl FromStr for Terminal {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -81,6 +112,30 @@ impl FromStr for Serial {
                 _ => Err("expected stdio, null or file:PATH".to_owned()),
             },
         }
+    }
+}
+
+impl fmt::Display for Terminal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Null => f.write_str("null"),
+        }
+    }
+}
+
+impl TryFrom<String> for Terminal {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Terminal> for String {
+    fn from(terminal: Terminal) -> Self {
+        terminal.to_string()
     }
 }
 
@@ -126,9 +181,9 @@ mod tests {
 
     #[test]
     fn serial_names_its_destination() {
-        assert_eq!("file:a.log".parse(), Ok(Serial::File("a.log".into())));
-        assert_eq!("stdio".parse(), Ok(Serial::Stdio));
-        assert!("file:".parse::<Serial>().is_err());
-        assert!("tty".parse::<Serial>().is_err());
+        assert_eq!("file:a.log".parse(), Ok(Terminal::File("a.log".into())));
+        assert_eq!("stdio".parse(), Ok(Terminal::Stdio));
+        assert!("file:".parse::<Terminal>().is_err());
+        assert!("tty".parse::<Terminal>().is_err());
     }
 }

@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 
 use ciborium::Value;
+use vmm::DevicesConfig;
 
 use super::*;
-use crate::report::{CaptureFigures, SaveMode, StallFigures};
+use crate::disk::{DiskEntry, Fingerprint};
+use crate::report::{CaptureFigures, DiskFigures, SaveMode, StallFigures};
 
 const SPECIFICATION: &str = include_str!("../../../../fmt-spec/sections-v1.md");
 
@@ -34,12 +36,23 @@ fn fields(value: &impl Serialize) -> BTreeSet<String> {
         .collect()
 }
 
+fn disk() -> DiskEntry {
+    DiskEntry {
+        id: "data".to_owned(),
+        format: "raw".to_owned(),
+        virtual_size_bytes: 4096,
+        readonly: false,
+        fingerprint: Some(Fingerprint([7; 32])),
+    }
+}
+
 fn statistics() -> Statistics {
     Statistics {
         mode: SaveMode::Async,
         was_paused: false,
         command_to_capture_point_us: 1,
         downtime_us: 2,
+        drain_us: 24,
         park_us: 3,
         state_us: 4,
         freeze_us: 5,
@@ -60,20 +73,32 @@ fn statistics() -> Statistics {
             stall_draining: StallFigures::default(),
             faults_throttled: 17,
             copied_bytes: 18,
+            discarded_bytes: 23,
             buffer_high_water_bytes: 19,
             chunks_unpopulated: 20,
             encoded_bytes: 21,
             drain_us: 22,
         },
+        disks: DiskFigures::default(),
     }
 }
 
 #[test]
 fn the_fields_are_those_of_the_specification() {
-    assert_eq!(fields(&DiskTable::default()), specified("## 4 ", "## 5 "));
+    assert_eq!(fields(&DiskTable::default()), specified("## 4 ", "4.1 "));
+    assert_eq!(fields(&disk()), specified("4.1 ", "4.2 "));
     assert_eq!(fields(&Provenance::default()), specified("## 5 ", "## 6 "));
-    assert_eq!(fields(&statistics()), specified("## 6 ", "6.1 "));
-    assert_eq!(fields(&statistics().capture), specified("6.1 Fields", "\n>"));
+    assert_eq!(fields(&statistics()), specified("## 6 ", "6.1 Fields"));
+    assert_eq!(
+        fields(&statistics().capture),
+        specified("6.1 Fields", "6.2 Fields")
+    );
+    assert_eq!(fields(&statistics().disks), specified("6.2 Fields", "\n>"));
+    assert_eq!(
+        fields(&MachineRecord::without_devices()),
+        specified("## 7 ", "7.1 Fields")
+    );
+    assert_eq!(fields(&DevicesConfig::none()), specified("7.1 Fields", "7.2 A"));
 }
 
 #[test]
@@ -121,7 +146,7 @@ fn the_platform_has_a_kind_of_its_own() {
         version: 1,
         cbor: vec![0xa0],
     };
-    let kinds: Vec<_> = state_sections(vec![part("vm"), part("platform")])
+    let kinds: Vec<_> = state_sections(vec![part("vm"), part("platform")], &DiskTable::default())
         .unwrap()
         .into_iter()
         .map(|section| section.kind)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use snapshot::{CaptureOptions, ChunkSize, SaveMode, SaveOptions, WriterOptions};
+use snapshot::{CaptureOptions, ChunkSize, DisksMode, SaveMode, SaveOptions, WriterOptions};
 
 /// Body of `POST /v1/snapshots`; all but the path may be left out.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct SnapshotRequest {
     /// Longest time from the request to the capture point.
     #[serde(default = "default_max_arm_us")]
     pub max_arm_us: u64,
+    /// What happens to the guest's disks.
+    #[serde(default)]
+    pub disks: Disks,
     /// Snapshot whose equal chunks are not stored again; absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<PathBuf>,
@@ -102,6 +105,17 @@ pub enum OnPressure {
     Fail,
 }
 
+/// What happens to the disks that the guest can write.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Disks {
+    /// Each is copied to a file beside the snapshot.
+    #[default]
+    Copy,
+    /// They are only recorded.
+    None,
+}
+
 impl SnapshotRequest {
     /// Checks what JSON types cannot say.
     ///
@@ -148,6 +162,10 @@ impl SnapshotRequest {
                 codec,
                 chunk_size: self.chunk_size()?,
                 ..WriterOptions::default()
+            },
+            disks: match self.disks {
+                Disks::Copy => DisksMode::Copy,
+                Disks::None => DisksMode::None,
             },
             parent: self.parent.clone(),
             vm_name: vm_name.to_owned(),

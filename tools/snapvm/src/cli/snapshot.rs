@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::api::{Codec, Mode, OnPressure};
+use crate::api::{Codec, Disks, Mode, OnPressure};
 use crate::values::{self, Label};
 
 /// Arguments of `snapvm snapshot`.
@@ -17,6 +17,7 @@ Examples:
   snapvm snapshot --api-sock vm.sock second.vmsnap --parent out.vmsnap
   snapvm snapshot --api-sock vm.sock out.vmsnap --mode stop
 
+Disks that the guest can write are copied as of the same instant to FILE.ID.raw, and belong to the snapshot from then on.
 Interrupting the command (Ctrl-C) gives up the snapshot. Whatever happens to a snapshot, the guest runs on and
 nothing incomplete is left under the name of the file.
 
@@ -54,6 +55,9 @@ pub struct SnapshotArgs {
     /// Longest time from the command to the instant that the snapshot shows; 0 protects memory inside the pause.
     #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = values::duration)]
     pub max_arm: Duration,
+    /// Copy the guest's disks beside the file, or only record them (none): a restore then needs them as they were.
+    #[arg(long, value_enum, default_value_t)]
+    pub disks: Disks,
     /// Store only what differs from this snapshot, which stays needed for reading.
     #[arg(long, value_name = "FILE")]
     pub parent: Option<PathBuf>,

@@ -4,13 +4,12 @@ use std::fs;
 
 use anyhow::Context;
 
-use super::run::builtin_options;
 use crate::cli::BuiltinElfArgs;
 use crate::outcome::Outcome;
 
 /// `snapvm builtin-elf`.
 pub fn run(args: &BuiltinElfArgs) -> anyhow::Result<Outcome> {
-    let bytes = vmm::builtin::elf(&builtin_options(&args.builtin), args.cpus, args.memory)?;
+    let bytes = vmm::builtin::elf(&args.builtin.describe().options(), args.cpus, args.memory)?;
     fs::write(&args.file, bytes).with_context(|| format!("cannot write {}", args.file.display()))?;
     Ok(Outcome::Good)
 }

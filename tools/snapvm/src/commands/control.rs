@@ -76,7 +76,8 @@ pub fn cancel(args: &ControlArgs) -> anyhow::Result<Outcome> {
     }
 }
 
-fn show(
+/// Prints an answer as JSON or as facts.
+pub(super) fn show(
     args: &ControlArgs,
     value: &impl Serialize,
     describe: impl FnOnce(&mut Facts),

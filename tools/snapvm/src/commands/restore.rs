@@ -1,22 +1,28 @@
 //! `snapvm restore`: brings a machine back from a snapshot and runs it in the foreground.
 
-use snapshot::{RestoreOptions, restore_with_progress};
+use std::collections::BTreeMap;
+
+use snapshot::{DeviceOverrides, RestoreOptions, restore_with_progress};
 
 use super::runner;
 use crate::cli::RestoreArgs;
+use crate::description::{MachineDescription, console_output, serial_output};
 use crate::outcome::Outcome;
 use crate::progress::RestoreBar;
-use crate::server::{Identity, Vm};
+use crate::server::{Host, Vm};
+use crate::values::Assignment;
 
 /// `snapvm restore`.
 pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
-    let socket = runner::bind(&args.machine)?;
+    let overrides = overrides(args)?;
+    let socket = runner::bind(args.machine.api_sock.as_deref())?;
     let options = RestoreOptions {
-        serial: runner::serial_output(&args.machine.serial),
-        backing: runner::backing(args.machine.memory_backing),
+        serial: serial_output(&args.machine.serial),
+        backing: args.machine.memory_backing.into(),
         transparent_huge_pages: !args.machine.no_thp,
         paused: args.paused,
         advance_clock: args.advance_clock,
+        devices: overrides,
         ignore_cpu_features: args.ignore_cpu_features,
         ..RestoreOptions::default()
     };
@@ -29,10 +35,33 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
     } else {
         args.machine.name.clone()
     };
-    let identity = Identity {
-        name,
-        cpus: report.cpus,
-        memory_bytes: report.memory_bytes,
+    let serial = args.machine.serial.clone();
+    let description = MachineDescription {
+        memory_backing: args.machine.memory_backing,
+        thp: !args.machine.no_thp,
+        ..MachineDescription::of_restored(&machine, report.memory_bytes, name, serial)
     };
-    runner::run_to_end(Vm::new(machine, identity), socket, &args.machine)
+    if let Some(path) = &args.machine.api_sock {
+        runner::announce(path);
+    }
+    runner::run_to_end(&Host::of(Vm::new(machine, description)), socket)
+}
+
+fn overrides(args: &RestoreArgs) -> anyhow::Result<DeviceOverrides> {
+    Ok(DeviceOverrides {
+        disks: by_id("--disk", &args.disks)?,
+        nets: by_id("--net", &args.nets)?,
+        vsock_uds: args.vsock_uds.clone(),
+        vsock_cid: args.vsock_cid,
+        console: args.console.as_ref().map(console_output),
+    })
+}
+
+fn by_id<T: From<String>>(flag: &str, assignments: &[Assignment]) -> anyhow::Result<BTreeMap<String, T>> {
+    let mut found = BTreeMap::new();
+    for Assignment { id, value } in assignments {
+        let former = found.insert(id.clone(), T::from(value.clone()));
+        anyhow::ensure!(former.is_none(), "{flag} {id} stands twice");
+    }
+    Ok(found)
 }

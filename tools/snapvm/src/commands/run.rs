@@ -1,54 +1,27 @@
-//! `snapvm run`: boots a machine and runs it in the foreground.
-
-use vmm::builtin::{BuiltinOptions, WriteRate};
-use vmm::{Kernel, Machine, MachineConfig, create_guest_memory};
+//! `snapvm run` and `snapvm serve`: boot a machine, described now or later, and run it in the foreground.
 
 use super::runner;
-use crate::cli::{BuiltinArgs, RunArgs};
+use crate::cli::{RunArgs, ServeArgs};
 use crate::outcome::Outcome;
-use crate::server::{Identity, Vm};
+use crate::server::{Host, boot};
 
 /// `snapvm run`.
 pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    let socket = runner::bind(&args.machine)?;
-    let config = config(args);
-    let machine = Machine::boot(&config, create_guest_memory(&config)?)?;
-    machine.resume()?;
-    let identity = Identity {
-        name: args.machine.name.clone(),
-        cpus: args.cpus,
-        memory_bytes: args.memory,
-    };
-    runner::run_to_end(Vm::new(machine, identity), socket, &args.machine)
+    let description = args.description()?;
+    let socket = runner::bind(args.machine.api_sock.as_deref())?;
+    let vm = boot(description)?;
+    if let Some(path) = &args.machine.api_sock {
+        runner::announce(path);
+    }
+    runner::run_to_end(&Host::of(vm), socket)
 }
 
-fn config(args: &RunArgs) -> MachineConfig {
-    let kernel = match &args.kernel {
-        Some(path) => Kernel::File(path.clone()),
-        None => Kernel::Builtin(builtin_options(&args.builtin_args)),
-    };
-    MachineConfig {
-        memory_bytes: args.memory,
-        cpus: args.cpus,
-        serial: runner::serial_output(&args.machine.serial),
-        backing: runner::backing(args.machine.memory_backing),
-        transparent_huge_pages: !args.machine.no_thp,
-        kernel: Some(kernel),
-        cmdline: args.cmdline.clone(),
-        ..MachineConfig::default()
-    }
-}
-
-/// What the command line says about the built-in guest, in the guest's words.
-pub fn builtin_options(args: &BuiltinArgs) -> BuiltinOptions {
-    let defaults = BuiltinOptions::default();
-    BuiltinOptions {
-        seed: args.seed.unwrap_or(defaults.seed),
-        working_set_bytes: args.working_set,
-        words_per_step: args.words.unwrap_or(defaults.words_per_step),
-        incompressible_percent: args.incompressible.unwrap_or(defaults.incompressible_percent),
-        rate: args
-            .write_rate
-            .map_or(WriteRate::FlatOut, WriteRate::PagesPerSecond),
-    }
+/// `snapvm serve`.
+pub fn serve(args: &ServeArgs) -> anyhow::Result<Outcome> {
+    let socket = runner::bind(Some(&args.api_sock))?;
+    eprintln!(
+        "snapvm: waiting for a machine: PUT its description to /v1/machine on {}",
+        args.api_sock.display()
+    );
+    runner::run_to_end(&Host::empty(), socket)
 }

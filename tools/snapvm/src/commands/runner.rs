@@ -1,10 +1,10 @@
-//! Running a machine in the foreground: its API, its serial input, and the three ways in which it ends.
+//! Running a machine in the foreground: its API, its input, and the three ways in which it ends.
 //!
-//! It ends when the guest stops, when a client asks for it, or when SIGINT or SIGTERM arrives. A snapshot under way
-//! when the guest stops is finished first: memory still is as it was at the capture point. On a signal or a request
-//! it is given up.
+//! It ends when the guest stops, when a client or the terminal asks for it, or when SIGINT, SIGTERM, SIGHUP or SIGQUIT
+//! arrives. A snapshot under way when the guest stops is finished first: memory still is as it was at the capture point.
+//! On a signal or a request it is given up.
 
-use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -13,77 +13,56 @@ use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use vmm::{Backing, SerialOutput, StopReason};
+use vmm::StopReason;
 
-use crate::cli::{self, MachineArgs};
 use crate::outcome::Outcome;
-use crate::server::{ApiSocket, Vm, serve};
-use crate::values::Serial;
+use crate::server::{ApiSocket, Host, Vm, serve};
+use crate::terminal::Input;
 
 /// Threads that serve the API; nothing that blocks runs on them.
 const API_THREADS: usize = 2;
 /// How long clients may take to read the last answers when the machine has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
-/// Pause before serial input is offered again to a guest that does not read.
-const INPUT_RETRY: Duration = Duration::from_millis(10);
 
 /// Creates the control socket, if one is wanted.
-pub fn bind(args: &MachineArgs) -> anyhow::Result<Option<ApiSocket>> {
-    args.api_sock.as_deref().map(ApiSocket::bind).transpose()
+pub fn bind(api_sock: Option<&Path>) -> anyhow::Result<Option<ApiSocket>> {
+    api_sock.map(ApiSocket::bind).transpose()
 }
 
-/// What the command line calls a serial port, in the machine's words.
-pub fn serial_output(serial: &Serial) -> SerialOutput {
-    match serial {
-        Serial::Stdio => SerialOutput::Stdio,
-        Serial::File(path) => SerialOutput::File(path.clone()),
-        Serial::Null => SerialOutput::Null,
-    }
+/// Says that the machine is up, and where it is controlled.
+pub fn announce(api_sock: &Path) {
+    eprintln!(
+        "snapvm: the machine is up; control it by --api-sock {}",
+        api_sock.display()
+    );
 }
 
-/// What the command line calls a backing, in the machine's words.
-pub fn backing(backing: cli::Backing) -> Backing {
-    match backing {
-        cli::Backing::Anonymous => Backing::Anonymous,
-        cli::Backing::Memfd => Backing::Memfd,
-    }
-}
-
-/// Serves the machine until it ends.
-pub fn run_to_end(vm: Vm, socket: Option<ApiSocket>, args: &MachineArgs) -> anyhow::Result<Outcome> {
-    let vm = Arc::new(vm);
-    if args.serial == Serial::Stdio {
-        forward_input(&vm);
-    }
-    if let Some(path) = &args.api_sock {
-        eprintln!(
-            "snapvm: the machine is up; control it by --api-sock {}",
-            path.display()
-        );
-    }
+/// Serves the machine, or first the room for one, until its end.
+pub fn run_to_end(host: &Arc<Host>, socket: Option<ApiSocket>) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(API_THREADS)
         .enable_all()
         .build()
         .context("starting the event loop")?;
-    let reason = runtime.block_on(serve_to_end(&vm, socket))?;
-    conclude(&reason)
+    match runtime.block_on(serve_to_end(host, socket))? {
+        Some(reason) => conclude(&reason),
+        None => Ok(Outcome::Good),
+    }
 }
 
-/// Waits for the end of the machine while its API is served; returns why it ended.
-async fn serve_to_end(vm: &Arc<Vm>, socket: Option<ApiSocket>) -> anyhow::Result<StopReason> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
-    let api = socket.map(|socket| tokio::spawn(serve(socket, Arc::clone(vm))));
-    let mut ended = watch_machine(vm);
-    let reason = loop {
-        tokio::select! {
-            reason = &mut ended => break reason.context("the thread that watches the machine is gone")?,
-            _ = interrupt.recv() => tokio::task::block_in_place(|| vm.shut_down()),
-            _ = terminate.recv() => tokio::task::block_in_place(|| vm.shut_down()),
+/// Waits for the end of the machine while its API is served; returns why it ended, if there was one.
+async fn serve_to_end(host: &Arc<Host>, socket: Option<ApiSocket>) -> anyhow::Result<Option<StopReason>> {
+    shut_down_on_signals(host)?;
+    let api = socket.map(|socket| tokio::spawn(serve(socket, Arc::clone(host))));
+    let reason = match host.wait_for_vm().await {
+        None => None,
+        Some(vm) => {
+            let _input = Input::begin(host, &vm).context("setting up the terminal")?;
+            let ended = watch_machine(&vm).await;
+            Some(ended.context("the thread that watches the machine is gone")?)
         }
     };
-    vm.shut_down();
+    host.shut_down();
     if let Some(api) = api {
         // Answers under way are finished; a client that keeps its connection open is not waited for long.
         match tokio::time::timeout(LAST_ANSWERS, api).await {
@@ -92,6 +71,25 @@ async fn serve_to_end(vm: &Arc<Vm>, socket: Option<ApiSocket>) -> anyhow::Result
         }
     }
     Ok(reason)
+}
+
+/// Ends everything in an orderly way when someone asks for it by a signal.
+fn shut_down_on_signals(host: &Arc<Host>) -> anyhow::Result<()> {
+    for (kind, name) in [
+        (SignalKind::interrupt(), "SIGINT"),
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::hangup(), "SIGHUP"),
+        (SignalKind::quit(), "SIGQUIT"),
+    ] {
+        let mut arriving = signal(kind).with_context(|| format!("watching for {name}"))?;
+        let host = Arc::clone(host);
+        tokio::spawn(async move {
+            while arriving.recv().await.is_some() {
+                tokio::task::block_in_place(|| host.shut_down());
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Tells when the machine has stopped and no snapshot of it is being written any more.
@@ -107,32 +105,13 @@ fn watch_machine(vm: &Arc<Vm>) -> oneshot::Receiver<StopReason> {
     receiver
 }
 
-/// Passes standard input on to the guest's serial port, until it ends.
-fn forward_input(vm: &Arc<Vm>) {
-    let vm = Arc::clone(vm);
-    thread::spawn(move || {
-        let mut bytes = [0; 256];
-        while let Ok(count @ 1..) = io::stdin().read(&mut bytes) {
-            let mut rest = &bytes[..count];
-            while !rest.is_empty() {
-                match vm.machine.send_serial_input(rest) {
-                    // The port's buffer is full: the guest has to read first.
-                    Ok(0) => thread::sleep(INPUT_RETRY),
-                    Ok(taken) => rest = &rest[taken..],
-                    Err(error) => {
-                        tracing::warn!(%error, "serial input is not passed on any more");
-                        return;
-                    }
-                }
-            }
-        }
-    });
-}
-
 fn conclude(reason: &StopReason) -> anyhow::Result<Outcome> {
     match reason {
         StopReason::Requested => Ok(Outcome::Good),
-        StopReason::Reset | StopReason::SystemEvent { .. } | StopReason::DebugExit { code: 0 } => {
+        StopReason::Reset
+        | StopReason::PowerOff
+        | StopReason::SystemEvent { .. }
+        | StopReason::DebugExit { code: 0 } => {
             eprintln!("snapvm: the guest ended: {reason}");
             Ok(Outcome::Good)
         }

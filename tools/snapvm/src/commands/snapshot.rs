@@ -57,6 +57,7 @@ fn request(args: &SnapshotArgs) -> anyhow::Result<SnapshotRequest> {
         buffer_bytes: args.buffer,
         max_stall_us: micros(args.max_stall)?,
         max_arm_us: micros(args.max_arm)?,
+        disks: args.disks,
         parent: args.parent.as_deref().map(absolute).transpose()?,
         labels: args
             .labels

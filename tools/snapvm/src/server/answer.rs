@@ -48,6 +48,11 @@ pub fn ok<T>(value: T) -> Answer<T> {
     Ok((StatusCode::OK, Json(value)))
 }
 
+/// An answer that tells what was made.
+pub fn created<T>(value: T) -> Answer<T> {
+    Ok((StatusCode::CREATED, Json(value)))
+}
+
 /// An answer to something that was begun and goes on.
 pub fn accepted<T>(value: T) -> Answer<T> {
     Ok((StatusCode::ACCEPTED, Json(value)))

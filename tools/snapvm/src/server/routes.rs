@@ -11,16 +11,20 @@ use axum::routing::{get, post, put};
 use serde::Deserialize;
 
 use super::answer::{Answer, Refusal, accepted, ok};
+use super::host::Host;
 use super::jobs::Jobs;
+use super::machine::{balloon, describe_machine, make_machine, set_balloon};
 use super::vm::Vm;
 use crate::api::{GuestStatus, SnapshotRequest, SnapshotStatus, State, StateAnswer, Status, route};
 
-type SharedVm = Shared<Arc<Vm>>;
+pub(super) type SharedHost = Shared<Arc<Host>>;
 
-/// The API of one machine.
-pub fn router(vm: Arc<Vm>) -> Router {
+/// The API of one machine, or of the room for one.
+pub fn router(host: Arc<Host>) -> Router {
     Router::new()
         .route(route::STATUS, get(status))
+        .route(route::MACHINE, get(describe_machine).put(make_machine))
+        .route(route::BALLOON, get(balloon).put(set_balloon))
         .route(route::PAUSE, put(pause))
         .route(route::RESUME, put(resume))
         .route(route::SNAPSHOTS, post(start_snapshot))
@@ -34,19 +38,30 @@ pub fn router(vm: Arc<Vm>) -> Router {
         .route(route::OPENAPI, get(describe))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(vm)
+        .with_state(host)
 }
 
-async fn status(Shared(vm): SharedVm) -> Answer<Status> {
-    ok(on_own_thread(vm, Vm::status).await?)
+/// The machine, or a refusal because there is none.
+pub(super) fn vm(host: &Host) -> Result<Arc<Vm>, Refusal> {
+    host.vm().ok_or_else(|| {
+        let reason = format!(
+            "there is no machine yet: PUT {} with its description makes one",
+            route::MACHINE
+        );
+        Refusal::new(StatusCode::NOT_FOUND, reason)
+    })
 }
 
-async fn pause(Shared(vm): SharedVm) -> Answer<StateAnswer> {
-    change(vm, |vm| vm.switch.pause(&vm.machine)).await
+async fn status(Shared(host): SharedHost) -> Answer<Status> {
+    ok(on_own_thread(vm(&host)?, Vm::status).await?)
 }
 
-async fn resume(Shared(vm): SharedVm) -> Answer<StateAnswer> {
-    change(vm, |vm| vm.switch.resume(&vm.machine)).await
+async fn pause(Shared(host): SharedHost) -> Answer<StateAnswer> {
+    change(vm(&host)?, |vm| vm.switch.pause(&vm.machine)).await
+}
+
+async fn resume(Shared(host): SharedHost) -> Answer<StateAnswer> {
+    change(vm(&host)?, |vm| vm.switch.resume(&vm.machine)).await
 }
 
 async fn change(
@@ -61,11 +76,11 @@ async fn change(
 }
 
 /// Does what looks at the machine, and so may wait for its locks, where it holds up no other request.
-async fn on_own_thread<T: Send + 'static>(
-    vm: Arc<Vm>,
-    work: impl FnOnce(&Vm) -> T + Send + 'static,
+pub(super) async fn on_own_thread<S: Send + Sync + 'static, T: Send + 'static>(
+    shared: Arc<S>,
+    work: impl FnOnce(&S) -> T + Send + 'static,
 ) -> Result<T, Refusal> {
-    let done = tokio::task::spawn_blocking(move || work(&vm)).await;
+    let done = tokio::task::spawn_blocking(move || work(&shared)).await;
     done.map_err(|error| Refusal::because(StatusCode::INTERNAL_SERVER_ERROR, &error))
 }
 
@@ -77,12 +92,13 @@ struct StartQuery {
 }
 
 async fn start_snapshot(
-    Shared(vm): SharedVm,
+    Shared(host): SharedHost,
     query: Result<Query<StartQuery>, axum::extract::rejection::QueryRejection>,
     body: Bytes,
 ) -> Answer<SnapshotStatus> {
     let bad_request =
         |error: &(dyn std::error::Error + 'static)| Refusal::because(StatusCode::BAD_REQUEST, error);
+    let vm = vm(&host)?;
     let Query(query) = query.map_err(|error| bad_request(&error))?;
     let request: SnapshotRequest = serde_json::from_slice(&body).map_err(|error| bad_request(&error))?;
     let options = request
@@ -100,8 +116,8 @@ async fn start_snapshot(
     if query.wait { ok(status) } else { accepted(status) }
 }
 
-async fn snapshot_status(Shared(vm): SharedVm) -> Answer<SnapshotStatus> {
-    ok(latest(&vm)?)
+async fn snapshot_status(Shared(host): SharedHost) -> Answer<SnapshotStatus> {
+    ok(latest(&*vm(&host)?)?)
 }
 
 fn latest(vm: &Vm) -> Result<SnapshotStatus, Refusal> {
@@ -110,19 +126,22 @@ fn latest(vm: &Vm) -> Result<SnapshotStatus, Refusal> {
         .ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "no snapshot was asked for yet"))
 }
 
-async fn cancel_snapshot(Shared(vm): SharedVm) -> Answer<SnapshotStatus> {
+async fn cancel_snapshot(Shared(host): SharedHost) -> Answer<SnapshotStatus> {
+    let vm = vm(&host)?;
     if !vm.jobs.cancel() {
         return Err(Refusal::new(StatusCode::CONFLICT, "no snapshot is being written"));
     }
     accepted(latest(&vm)?)
 }
 
-async fn guest(Shared(vm): SharedVm) -> Answer<GuestStatus> {
-    ok(on_own_thread(vm, Vm::guest).await?.ok_or_else(not_builtin)?)
+async fn guest(Shared(host): SharedHost) -> Answer<GuestStatus> {
+    ok(on_own_thread(vm(&host)?, Vm::guest)
+        .await?
+        .ok_or_else(not_builtin)?)
 }
 
-async fn reset_longest_gap(Shared(vm): SharedVm) -> Answer<GuestStatus> {
-    ok(on_own_thread(vm, Vm::reset_longest_gap)
+async fn reset_longest_gap(Shared(host): SharedHost) -> Answer<GuestStatus> {
+    ok(on_own_thread(vm(&host)?, Vm::reset_longest_gap)
         .await?
         .ok_or_else(not_builtin)?)
 }
@@ -131,12 +150,12 @@ fn not_builtin() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "the guest is not the built-in one")
 }
 
-async fn shut_down(Shared(vm): SharedVm) -> Answer<StateAnswer> {
-    change(vm, |vm| {
-        vm.shut_down();
-        Ok(())
-    })
-    .await
+async fn shut_down(Shared(host): SharedHost) -> Answer<StateAnswer> {
+    let state = on_own_thread(host, |host| {
+        host.shut_down();
+        host.vm().map_or(State::Stopped, |vm| vm.state())
+    });
+    ok(StateAnswer { state: state.await? })
 }
 
 async fn describe() -> impl IntoResponse {

@@ -3,25 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::watch;
-
 use snapshot::RunSwitch;
 use vmm::{Machine, RunState};
 
 use super::jobs::Jobs;
-use crate::api::{GuestStatus, State, Status};
+use crate::api::{BalloonStatus, GuestStatus, State, Status};
+use crate::description::MachineDescription;
 use crate::guest_meter::GuestMeter;
-
-/// What a machine is called and made of.
-#[derive(Debug, Clone)]
-pub struct Identity {
-    /// Name given by the user; may be empty.
-    pub name: String,
-    /// Number of virtual processors.
-    pub cpus: u32,
-    /// Guest memory.
-    pub memory_bytes: u64,
-}
 
 /// A machine, with all that its control API needs to know about it.
 #[derive(Debug)]
@@ -32,31 +20,30 @@ pub struct Vm {
     pub switch: Arc<RunSwitch>,
     /// Snapshots of this machine, one at a time.
     pub jobs: Jobs,
-    identity: Identity,
+    /// What the machine was made from.
+    pub description: MachineDescription,
     guest: GuestMeter,
     created: Instant,
-    stop: watch::Sender<bool>,
 }
 
 impl Vm {
     /// Takes charge of a machine.
     #[must_use]
-    pub fn new(machine: Machine, identity: Identity) -> Self {
+    pub fn new(machine: Machine, description: MachineDescription) -> Self {
         Self {
             machine,
             switch: Arc::default(),
             jobs: Jobs::default(),
-            identity,
+            description,
             guest: GuestMeter::default(),
             created: Instant::now(),
-            stop: watch::Sender::new(false),
         }
     }
 
     /// Returns the machine's name; may be empty.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.identity.name
+        &self.description.name
     }
 
     /// Returns what the vCPUs are doing.
@@ -78,17 +65,29 @@ impl Vm {
             _ => None,
         };
         Status {
-            name: self.identity.name.clone(),
+            name: self.description.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             state: self.state(),
             stopped_reason,
-            cpus: self.identity.cpus,
-            memory_bytes: self.identity.memory_bytes,
+            cpus: self.description.cpus,
+            memory_bytes: self.description.memory.0,
             uptime_ms: u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX),
             guest: self.guest(),
             snapshot: self.jobs.latest(),
         }
+    }
+
+    /// Returns how large the balloon is and is to be, if there is one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<BalloonStatus> {
+        None
+    }
+
+    /// Asks the guest to give up so much memory; tells how the balloon stands, if there is one.
+    #[must_use]
+    pub fn set_balloon(&self, _target_bytes: u64) -> Option<BalloonStatus> {
+        self.balloon()
     }
 
     /// Returns what the built-in guest has done, if the guest is that one.
@@ -101,17 +100,5 @@ impl Vm {
     #[must_use]
     pub fn reset_longest_gap(&self) -> Option<GuestStatus> {
         self.guest.reset(&self.machine)
-    }
-
-    /// Asks everything to end: the snapshot under way, the machine, the API.
-    pub fn shut_down(&self) {
-        self.jobs.cancel();
-        self.machine.stop();
-        self.stop.send_replace(true);
-    }
-
-    /// Tells when the machine was asked to shut down.
-    pub fn stopping(&self) -> watch::Receiver<bool> {
-        self.stop.subscribe()
     }
 }

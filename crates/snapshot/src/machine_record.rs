@@ -1,0 +1,78 @@
+//! What is kept in a snapshot about the machine beside its state: the devices by which it was connected to its host.
+//!
+//! Paths, taps and sockets are of the host that made the snapshot. They are no part of the guest's state and of the
+//! root digest; a restore starts from them, and whoever restores may replace each.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use vmm::{ConsoleConfig, ConsoleOutput, CpuModel, DevicesConfig};
+
+use crate::error::{Error, Result};
+
+/// The machine of a snapshot, in the words of its configuration (sections 7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// The processor that the guest was given.
+    pub cpu: CpuModel,
+    /// Its virtio devices and what they were connected to.
+    pub devices: DevicesConfig,
+    /// File names of the copied disks, relative to the snapshot, by disk.
+    #[serde(default)]
+    pub disk_copies: BTreeMap<String, String>,
+}
+
+impl MachineRecord {
+    /// A machine without virtio devices, as all were that left no record.
+    #[must_use]
+    pub fn without_devices() -> Self {
+        Self {
+            cpu: CpuModel::Host,
+            devices: DevicesConfig::none(),
+            disk_copies: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a restored machine is connected to instead of what its snapshot says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceOverrides {
+    /// Files of disks by id: where a copied disk gets its working copy, or the disk itself if it was not copied.
+    pub disks: BTreeMap<String, PathBuf>,
+    /// Tap devices of network interfaces by id.
+    pub nets: BTreeMap<String, String>,
+    /// Unix socket that stands for the guest's socket device.
+    pub vsock_uds: Option<PathBuf>,
+    /// Context id of the guest's socket device.
+    pub vsock_cid: Option<u32>,
+    /// Where the console device's output goes.
+    pub console: Option<ConsoleOutput>,
+}
+
+impl DeviceOverrides {
+    /// Applies everything but the disks.
+    pub(crate) fn apply(&self, devices: &mut DevicesConfig) -> Result<()> {
+        let unknown = |device: String| Error::NoSuchDevice { device };
+        for (id, tap) in &self.nets {
+            let net = devices.nets.iter_mut().find(|net| net.id == *id);
+            let net = net.ok_or_else(|| unknown(format!("network interface {id}")))?;
+            net.tap.clone_from(tap);
+        }
+        if self.vsock_uds.is_some() || self.vsock_cid.is_some() {
+            let vsock = devices.vsock.as_mut();
+            let vsock = vsock.ok_or_else(|| unknown("socket device".to_owned()))?;
+            vsock.uds = self.vsock_uds.clone().or(vsock.uds.take());
+            vsock.cid = self.vsock_cid.unwrap_or(vsock.cid);
+        }
+        if let Some(output) = &self.console {
+            let console: &mut Option<ConsoleConfig> = &mut devices.console;
+            let console = console
+                .as_mut()
+                .ok_or_else(|| unknown("console device".to_owned()))?;
+            console.output = output.clone();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! Devices typed on the command line: one flag each, its value a list of keys.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use vmm::{BalloonConfig, DiskConfig, DiskFormat, MacAddress, NetConfig, VsockConfig};
+
+use super::list::Items;
+use super::size;
+
+/// What `--disk` takes.
+pub const DISK: &str = "file=PATH[,format=raw][,id=NAME][,readonly]";
+/// What `--net` takes.
+pub const NET: &str = "tap=NAME[,mac=ADDRESS][,id=NAME][,vhost]";
+/// What `--vsock` takes.
+pub const VSOCK: &str = "cid=N[,uds=PATH][,vhost]";
+/// What `--balloon` takes.
+pub const BALLOON: &str = "[free-page-reporting][,target=SIZE]";
+
+/// A disk whose name may follow from its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    id: Option<String>,
+    config: DiskConfig,
+}
+
+/// A network interface whose name may follow from its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Net {
+    id: Option<String>,
+    config: NetConfig,
+}
+
+/// The socket device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vsock(pub VsockConfig);
+
+/// The balloon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balloon(pub BalloonConfig);
+
+/// Names the disks that have no name `disk0`, `disk1` and so on, by their places.
+pub fn name_disks(disks: &[Disk]) -> Vec<DiskConfig> {
+    let named = disks.iter().enumerate().map(|(place, disk)| DiskConfig {
+        id: disk.id.clone().unwrap_or_else(|| format!("disk{place}")),
+        ..disk.config.clone()
+    });
+    named.collect()
+}
+
+/// Names the interfaces that have no name `net0`, `net1` and so on, by their places.
+pub fn name_nets(nets: &[Net]) -> Vec<NetConfig> {
+    let named = nets.iter().enumerate().map(|(place, net)| NetConfig {
+        id: net.id.clone().unwrap_or_else(|| format!("net{place}")),
+        ..net.config.clone()
+    });
+    named.collect()
+}
+
+impl FromStr for Disk {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut items = Items::parse(text, DISK)?;
+        let config = DiskConfig {
+            id: String::new(),
+            file: PathBuf::from(items.required("file")?),
+            format: match items.optional("format")?.as_deref() {
+                None | Some("raw") => DiskFormat::Raw,
+                Some(other) => return Err(format!("format {other:?} is not known, only raw is")),
+            },
+            readonly: items.flag("readonly")?,
+        };
+        let id = items.optional("id")?;
+        items.finish()?;
+        Ok(Self { id, config })
+    }
+}
+
+impl FromStr for Net {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut items = Items::parse(text, NET)?;
+        let mac = items.optional("mac")?.map(|mac| mac.parse::<MacAddress>());
+        let config = NetConfig {
+            id: String::new(),
+            tap: items.required("tap")?,
+            mac: mac.transpose().map_err(|error| error.to_string())?,
+            vhost: items.flag("vhost")?,
+        };
+        let id = items.optional("id")?;
+        items.finish()?;
+        Ok(Self { id, config })
+    }
+}
+
+impl FromStr for Vsock {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut items = Items::parse(text, VSOCK)?;
+        let cid = items.required("cid")?;
+        let config = VsockConfig {
+            cid: cid.parse().map_err(|_| format!("cid {cid:?} is not a number"))?,
+            uds: items.optional("uds")?.map(PathBuf::from),
+            vhost: items.flag("vhost")?,
+        };
+        items.finish()?;
+        if config.vhost && config.uds.is_some() {
+            return Err("uds is not used with vhost: leave one out".to_owned());
+        }
+        Ok(Self(config))
+    }
+}
+
+impl FromStr for Balloon {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut items = Items::parse(text, BALLOON)?;
+        let target = items.optional("target")?.map(|target| size(&target));
+        let config = BalloonConfig {
+            free_page_reporting: items.flag("free-page-reporting")?,
+            target_bytes: target.transpose()?.unwrap_or(0),
+        };
+        items.finish()?;
+        Ok(Self(config))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_has_what_was_typed_and_a_name_by_its_place() {
+        let typed = [
+            "file=a.raw",
+            "file=b.raw,format=raw,id=data,readonly",
+            "file=c.raw",
+        ];
+        let disks = typed.map(|text| text.parse::<Disk>().unwrap());
+        let named = name_disks(&disks);
+        let ids: Vec<_> = named.iter().map(|disk| disk.id.as_str()).collect();
+        assert_eq!(ids, ["disk0", "data", "disk2"]);
+        assert_eq!(named[1].file, PathBuf::from("b.raw"));
+        assert!(named[1].readonly && !named[0].readonly);
+    }
+
+    #[test]
+    fn an_interface_has_what_was_typed() {
+        let nets = [
+            "tap=tap0".parse::<Net>().unwrap(),
+            "tap=tap1,mac=52:54:00:12:34:56,vhost".parse().unwrap(),
+        ];
+        let named = name_nets(&nets);
+        assert_eq!(
+            (named[0].id.as_str(), named[0].tap.as_str(), named[0].mac),
+            ("net0", "tap0", None)
+        );
+        assert_eq!(named[1].mac.unwrap().to_string(), "52:54:00:12:34:56");
+        assert!(named[1].vhost);
+    }
+
+    #[test]
+    fn the_other_devices_have_what_was_typed() {
+        let Vsock(vsock) = "cid=3,uds=v.sock".parse().unwrap();
+        assert_eq!(
+            (vsock.cid, vsock.uds, vsock.vhost),
+            (3, Some("v.sock".into()), false)
+        );
+        let Balloon(balloon) = "free-page-reporting,target=64M".parse().unwrap();
+        assert!(balloon.free_page_reporting);
+        assert_eq!(balloon.target_bytes, 64 << 20);
+        assert_eq!("".parse::<Balloon>().unwrap().0, BalloonConfig::default());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let disk = |text: &str| text.parse::<Disk>().unwrap_err();
+        assert_eq!(disk("d.raw"), format!("file is missing: {DISK}"));
+        assert!(disk("file=d,format=qcow3").contains("qcow3"));
+        assert!(disk("file=d,ro").contains("\"ro\" is not known here"));
+        assert!("tap=t,mac=5".parse::<Net>().unwrap_err().contains('5'));
+        assert!("cid=x".parse::<Vsock>().unwrap_err().contains("not a number"));
+        assert!(
+            "cid=3,vhost,uds=v"
+                .parse::<Vsock>()
+                .unwrap_err()
+                .contains("leave one out")
+        );
+        assert!("target=lots".parse::<Balloon>().unwrap_err().contains("64K"));
+    }
+}
