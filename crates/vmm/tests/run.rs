@@ -56,6 +56,33 @@ fn a_reset_and_a_triple_fault_end_the_machine() {
 }
 
 #[test]
+fn the_acpi_registers_switch_off_and_reset() {
+    if !kvm_is_here() {
+        return;
+    }
+    let with = |cmdline: &str| MachineConfig {
+        cmdline: cmdline.into(),
+        ..config(payloads::power())
+    };
+    // '4' is the enabled sleep type 5; the reset register takes 1 alone, which no printable character is.
+    assert_eq!(run(&with("40")), StopReason::PowerOff);
+    for ignored in ["T0", "42", "41"] {
+        let machine = boot(&with(ignored));
+        machine.resume().unwrap();
+        support::wait_for_life(&machine);
+        assert_eq!(machine.state(), RunState::Running, "{ignored}");
+    }
+}
+
+#[test]
+fn a_guest_that_enters_the_firmware_resets_the_machine() {
+    if !kvm_is_here() {
+        return;
+    }
+    assert_eq!(run(&config(payloads::enter_firmware())), StopReason::Reset);
+}
+
+#[test]
 fn a_halted_guest_is_neither_ended_nor_in_the_way_of_a_pause() {
     if !kvm_is_here() {
         return;

@@ -99,6 +99,40 @@ payload!(
 );
 
 payload!(
+    /// Writes the value in the command line's first byte to the ACPI register whose number is the second's
+    /// last decimal digit: 0 sleep control, 2 reset; then halts for ever.
+    power, "payload_power", "payload_power_end",
+    "mov 24(%ebx), %esi", // cmdline_paddr
+    "mov 1(%esi), %dl",
+    "and $0xf, %edx",
+    "add $0x600, %edx",
+    "mov (%esi), %al",
+    "out %al, %dx",
+    "out %al, $0xe9",
+    "1: hlt",
+    "jmp 1b",
+);
+
+payload!(
+    /// Leaves protected mode and enters the firmware of a PC.
+    enter_firmware, "payload_firmware", "payload_firmware_end",
+    "lgdt 0x100000 + firm_gdtr - payload_firmware",
+    "ljmp $8, $(firm_16 - payload_firmware)",
+    ".code16",
+    "firm_16:",
+    "mov %cr0, %eax",
+    "and $0xfe, %al",
+    "mov %eax, %cr0",
+    "ljmp $0xffff, $0",
+    ".code32",
+    ".balign 8",
+    "firm_gdt: .quad 0",
+    ".quad 0x00009a100000ffff", // 16-bit code from the load address on
+    "firm_gdtr: .word 15",
+    ".long 0x100000 + firm_gdt - payload_firmware",
+);
+
+payload!(
     /// Has no interrupt table and executes an undefined instruction.
     triple_fault, "payload_triple_fault", "payload_triple_fault_end",
     "ud2",
