@@ -105,7 +105,8 @@ pub struct VerifyArgs {
     #[arg(long, conflicts_with = "deep")]
     pub quick: bool,
 
-    /// Also decode every chunk, recompute every digest, and follow parents.
+    /// Also decode every chunk, recompute every digest, follow parents, and compare the copies of
+    /// disks beside the file with their fingerprints.
     #[arg(long)]
     pub deep: bool,
 

@@ -14,6 +14,7 @@ use snapfile::{SectionKind, Snapshot};
 
 use crate::Outcome;
 use crate::cli::InspectArgs;
+use crate::disks::Disk;
 use crate::open;
 use crate::output::{Output, printable, section_kind, size};
 use crate::vmstate;
@@ -38,6 +39,10 @@ fn describe(args: &InspectArgs, snapshot: &Snapshot) -> anyhow::Result<Json> {
     object.insert(
         "sections".to_owned(),
         snapshot.sections().iter().map(summary::section_json).collect(),
+    );
+    object.insert(
+        "disks".to_owned(),
+        serde_json::to_value(Disk::all(snapshot).ok())?,
     );
     for (key, kind) in [
         ("provenance", SectionKind::Provenance),

@@ -7,6 +7,7 @@
 
 mod cli;
 mod diff;
+mod disks;
 mod extract;
 mod inspect;
 mod interrupt;

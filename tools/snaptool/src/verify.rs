@@ -1,4 +1,8 @@
 //! `snaptool verify`: is the file sound, and if not, what is lost.
+//!
+//! With `--deep` also: are the copies of disks beside it those that were made with it.
+
+mod disks;
 
 use std::fs::File;
 use std::path::Path;
@@ -11,8 +15,9 @@ use snapfile::verify::{Damage, Depth, VerifyOptions, VerifyReport};
 use crate::Outcome;
 use crate::cli::VerifyArgs;
 use crate::open;
-use crate::output::{Output, pages, size};
+use crate::output::{Output, pages, printable, size};
 use crate::progress::Progress;
+use disks::{CheckedDisk, CopyState};
 
 /// Guest ranges of a finding that the text form shows.
 const SHOWN_RANGES: usize = 4;
@@ -20,18 +25,22 @@ const SHOWN_RANGES: usize = 4;
 /// Runs the command.
 pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let report = verify(args).with_context(|| args.file.display().to_string())?;
+    // What a damaged file says of its disks proves nothing.
+    let disks = if args.deep && report.is_sound() && args.file != Path::new("-") {
+        disks::check(&args.file).with_context(|| args.file.display().to_string())?
+    } else {
+        Vec::new()
+    };
+    let is_sound = report.is_sound() && disks.iter().all(|disk| disk.state != CopyState::Differs);
     let mut output = Output::new();
     if args.json {
-        output.json(&to_json(args, &report))?;
+        output.json(&to_json(args, &report, is_sound, &disks))?;
     } else {
         print(args, &report, &mut output)?;
+        print_disks(&disks, &mut output)?;
     }
     output.finish()?;
-    Ok(if report.is_sound() {
-        Outcome::Good
-    } else {
-        Outcome::No
-    })
+    Ok(if is_sound { Outcome::Good } else { Outcome::No })
 }
 
 fn depth(args: &VerifyArgs) -> Depth {
@@ -93,6 +102,26 @@ fn print(args: &VerifyArgs, report: &VerifyReport, output: &mut Output) -> std::
     Ok(())
 }
 
+fn print_disks(disks: &[CheckedDisk], output: &mut Output) -> std::io::Result<()> {
+    for disk in disks {
+        let id = printable(&disk.id);
+        let copy = printable(disk.copy.as_deref().unwrap_or("-"));
+        match disk.state {
+            CopyState::Matches => output.fact("disk", format_args!("{id}: {copy}: sound"))?,
+            CopyState::Differs => output.fact(
+                "disk",
+                format_args!("{id}: {copy}: damaged: not the content as of the snapshot"),
+            )?,
+            CopyState::Missing => output.fact(
+                "disk",
+                format_args!("{id}: {copy}: not checked: not beside the snapshot"),
+            )?,
+            CopyState::NotCopied => output.fact("disk", format_args!("{id}: not copied"))?,
+        }
+    }
+    Ok(())
+}
+
 /// `damaged: chunk 12 at offset 0x4000: checksum mismatch (spec 8.6); pages 3072-3327 are lost`
 fn describe(damage: &Damage) -> String {
     let lost: Vec<String> = guest_ranges(damage)
@@ -128,7 +157,7 @@ fn guest_ranges(damage: &Damage) -> Vec<GuestRange> {
 
 /// The report, as `--json` shows it.
 #[derive(Serialize)]
-struct Report {
+struct Report<'a> {
     file: String,
     /// `quick`, `checksums` or `deep`.
     depth: &'static str,
@@ -140,6 +169,9 @@ struct Report {
     damage: Vec<Finding>,
     /// Findings beyond those listed.
     omitted: u64,
+    /// The guest's disks, with `--deep`.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    disks: &'a [CheckedDisk],
 }
 
 /// One finding.
@@ -155,7 +187,12 @@ struct Finding {
     guest: Vec<GuestRange>,
 }
 
-fn to_json(args: &VerifyArgs, report: &VerifyReport) -> Report {
+fn to_json<'a>(
+    args: &VerifyArgs,
+    report: &VerifyReport,
+    is_sound: bool,
+    disks: &'a [CheckedDisk],
+) -> Report<'a> {
     let finding = |damage: &Damage| Finding {
         message: damage.problem.to_string(),
         rule: damage.problem.name(),
@@ -170,12 +207,13 @@ fn to_json(args: &VerifyArgs, report: &VerifyReport) -> Report {
             Depth::Deep => "deep",
             _ => "checksums",
         },
-        sound: report.is_sound(),
+        sound: is_sound,
         file_bytes: report.file_bytes,
         checked_bytes: report.checked_bytes,
         frames: report.frames,
         decoded_chunks: report.decoded_chunks,
         damage: report.damage.iter().map(finding).collect(),
         omitted: report.omitted,
+        disks,
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Map, Value as Json, json};
 use snapfile::{ChunkCounts, ChunkKind, SectionEntry, SectionKind, Snapshot};
 
+use crate::disks::Disk;
 use crate::output::{Output, percent, printable, section_kind, size};
 use crate::vmstate;
 
@@ -52,7 +53,37 @@ pub fn print(output: &mut Output, file: &Path, snapshot: &Snapshot) -> anyhow::R
         format_args!("{} ({stored} of memory)", size(summary.stored_bytes)),
     )?;
     output.fact("sections", snapshot.sections().len())?;
+    print_disks(output, snapshot)?;
     print_stories(output, snapshot, Detail::Headlines)
+}
+
+/// Prints the guest's disks, `data, raw, 1.0 GiB, copy vm.vmsnap.data.raw`.
+fn print_disks(output: &mut Output, snapshot: &Snapshot) -> std::io::Result<()> {
+    let disks = match Disk::all(snapshot) {
+        Ok(disks) => disks,
+        Err(error) => return output.fact("disks", format_args!("not readable: {error}")),
+    };
+    for disk in disks {
+        let mut facts = format!(
+            "{}, {}, {}",
+            printable(&disk.id),
+            printable(&disk.format),
+            size(disk.virtual_size_bytes)
+        );
+        if disk.readonly {
+            facts += ", read-only";
+        }
+        match (&disk.copy, &disk.fingerprint) {
+            (Some(copy), _) => facts += &format!(", copy {}", printable(copy)),
+            (None, None) => facts += ", not copied",
+            (None, Some(_)) => facts += ", copied",
+        }
+        if let Some(fingerprint) = &disk.fingerprint {
+            facts += &format!(", fingerprint {fingerprint}");
+        }
+        output.fact("disk", facts)?;
+    }
+    Ok(())
 }
 
 /// How much of a file's story is told.
@@ -88,7 +119,7 @@ pub fn print_counts(output: &mut Output, counts: &ChunkCounts) -> std::io::Resul
     Ok(())
 }
 
-/// Prints a section that is not machine state under the name of its kind.
+/// Prints a section that is not machine state under its name, or if it has none that of its kind.
 fn print_story(
     output: &mut Output,
     snapshot: &Snapshot,
@@ -96,7 +127,10 @@ fn print_story(
     detail: Detail,
 ) -> anyhow::Result<()> {
     let payload = snapshot.read_section(entry)?;
-    let key = section_kind(entry.kind);
+    let key = match entry.name.as_str() {
+        "" => section_kind(entry.kind),
+        name => name.to_owned(),
+    };
     match snapfile::diff::fields(&payload) {
         Ok(fields) => {
             let told = |path: &str| detail == Detail::Everything || !path.contains('.');

@@ -41,6 +41,8 @@ pub struct Machine {
     pub roots: [u64; 2],
     /// Levels of page tables, 4 or 5; 0 if paging is off.
     pub levels: u32,
+    /// Sections beside those that every machine here has.
+    pub more_sections: Vec<(SectionKind, &'static str, Value)>,
 }
 
 impl Machine {
@@ -68,6 +70,7 @@ impl Machine {
             parent: None,
             roots: [0; 2],
             levels: 0,
+            more_sections: Vec::new(),
         }
     }
 
@@ -138,12 +141,14 @@ impl Machine {
         };
         let device = cbor!({ "divisor" => 1, "fifo" => Value::Bytes(b"\x1b[31mred".to_vec()) }).unwrap();
         let story = cbor!({ "vm_name" => self.note, "labels" => { "stage" => "\u{1b}[2J" } }).unwrap();
-        vec![
+        let mut sections = vec![
             (SectionKind::VmState, "vcpu/0", vcpu(0, self.rip)),
             (SectionKind::VmState, "vcpu/1", vcpu(1, 0x2000)),
             (SectionKind::VmState, "device/never-heard-of", device),
             (SectionKind::Provenance, "", story),
-        ]
+        ];
+        sections.extend(self.more_sections.clone());
+        sections
     }
 
     /// What the extracted memory must be.
