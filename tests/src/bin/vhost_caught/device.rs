@@ -14,6 +14,7 @@ const FEATURES: u64 = 1 << 32;
 /// The device.
 pub struct Device {
     device: VhostVsock,
+    interrupt: Interrupt,
 }
 
 impl Device {
@@ -31,14 +32,20 @@ impl Device {
             kicks.push(kick.try_clone()?);
             queues.push(rings::active_queue(index, kick)?);
         }
+        let interrupt = Interrupt::new()?;
         device.activate(Activation {
             memory: memory.clone(),
             queues,
-            interrupt: Interrupt::new()?,
+            interrupt: interrupt.clone(),
             features: FEATURES,
             paused: false,
         })?;
-        Ok((Device { device }, kicks))
+        Ok((Device { device, interrupt }, kicks))
+    }
+
+    /// Tells whether the device works no more.
+    pub fn has_failed(&self) -> bool {
+        self.interrupt.needs_reset()
     }
 
     /// Stops the kernel's worker, and checks that its positions are what the rings say.

@@ -20,7 +20,7 @@ mod rings;
 mod stream;
 
 use std::error::Error;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
@@ -44,7 +44,7 @@ const WRITES_BEFORE_DRAIN: u16 = 8;
 /// Bytes that have to arrive between two rounds, so that each finds other memory.
 const BYTES_BETWEEN_ROUNDS: u64 = 1 << 20;
 /// Longest wait for anything; for slow machines.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug)]
 struct Options {
@@ -103,34 +103,35 @@ fn options() -> Result<Options> {
 
 fn run(options: Options) -> Result<Vec<Round>> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), options.memory_bytes)])?;
-    let (device, kicks) = Device::start(CID, &memory)?;
+    let (mut device, kicks) = Device::start(CID, &memory)?;
     let driver = Arc::new(Mutex::new(Driver::new(&memory, CID, kicks)?));
     let client = stream::Client::start(CID, driver::PORT);
     let player = driver::Player::start(&driver);
-    let rounds = all_rounds(options, &memory, device, &driver);
-    // Whatever went wrong first in a thread says more than a round that waited for it in vain.
-    player.stop()?;
-    drop(driver);
-    client.stop()?;
+    let rounds = all_rounds(options, &memory, &mut device, &driver);
+    let played = player.stop();
+    let streamed = client.stop();
+    // What went wrong in a thread says more than that a round waited for it in vain.
+    played?;
+    streamed?;
     rounds
 }
 
 fn all_rounds(
     options: Options,
     memory: &GuestMemoryMmap,
-    mut device: Device,
+    device: &mut Device,
     driver: &Mutex<Driver>,
 ) -> Result<Vec<Round>> {
     let mut rounds = Vec::new();
     for _ in 0..options.rounds {
         let before = locked(driver).bytes();
-        wait_for("the stream", || {
+        wait_for("the stream", device, || {
             locked(driver).bytes() >= before + BYTES_BETWEEN_ROUNDS
         })?;
         rounds.push(if options.protect {
-            protected_round(memory, &mut device, driver)?
+            protected_round(memory, device, driver)?
         } else {
-            unprotected_round(memory, &mut device, driver)?
+            unprotected_round(memory, device, driver)?
         });
     }
     Ok(rounds)
@@ -142,14 +143,13 @@ fn protected_round(memory: &GuestMemoryMmap, device: &mut Device, driver: &Mutex
         ..CaptureOptions::default()
     };
     let mut capture = Capture::arm(memory, layout(memory)?, options)?;
-    let stopped = locked(driver);
-    device.pause()?;
+    let stopped = stop(device, driver)?;
     let comparison = Comparison::with_copy_of(memory)?;
     let used = stopped.received_index()?;
     let frozen = capture.freeze();
     device.resume();
     frozen?;
-    wait_for("writes of the kernel", || {
+    wait_for("writes of the kernel", device, || {
         written_since(&stopped, used) >= WRITES_BEFORE_DRAIN
     })?;
     let report = capture.drain(&comparison)?;
@@ -163,12 +163,11 @@ fn protected_round(memory: &GuestMemoryMmap, device: &mut Device, driver: &Mutex
 }
 
 fn unprotected_round(memory: &GuestMemoryMmap, device: &mut Device, driver: &Mutex<Driver>) -> Result<Round> {
-    let stopped = locked(driver);
-    device.pause()?;
+    let stopped = stop(device, driver)?;
     let comparison = Comparison::with_copy_of(memory)?;
     let used = stopped.received_index()?;
     device.resume();
-    wait_for("writes of the kernel", || {
+    wait_for("writes of the kernel", device, || {
         written_since(&stopped, used) >= WRITES_BEFORE_DRAIN
     })?;
     stop_and_copy(memory, layout(memory)?, CaptureOptions::default(), &comparison)?;
@@ -179,6 +178,15 @@ fn unprotected_round(memory: &GuestMemoryMmap, device: &mut Device, driver: &Mut
         kernel_buffers: written_since(&stopped, used),
         longest_stall: Duration::ZERO,
     })
+}
+
+/// Stops the kernel's worker and the driver. All buffers have been given back to the device by then, so that
+/// the kernel can go on without the driver.
+fn stop<'a>(device: &mut Device, driver: &'a Mutex<Driver>) -> Result<MutexGuard<'a, Driver>> {
+    let mut stopped = locked(driver);
+    device.pause()?;
+    while stopped.work()? {}
+    Ok(stopped)
 }
 
 /// The report, and whether it is a good one.
@@ -232,13 +240,16 @@ fn written_since(driver: &Driver, used: u16) -> u16 {
     driver.received_index().map_or(0, |now| now.wrapping_sub(used))
 }
 
-fn locked(driver: &Mutex<Driver>) -> std::sync::MutexGuard<'_, Driver> {
+fn locked(driver: &Mutex<Driver>) -> MutexGuard<'_, Driver> {
     driver.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+fn wait_for(what: &str, device: &Device, mut condition: impl FnMut() -> bool) -> Result<()> {
     let begun = Instant::now();
     while !condition() {
+        if device.has_failed() {
+            return Err(format!("{what}: the device asks for a reset").into());
+        }
         if begun.elapsed() > PATIENCE {
             return Err(format!("{what}: nothing for {} s", PATIENCE.as_secs()).into());
         }
