@@ -174,6 +174,12 @@ pub enum Error {
         #[source]
         source: DeviceError,
     },
+    /// The machine does not have the device that was asked for.
+    #[error("the machine has no {name}")]
+    MissingDevice {
+        /// Name of the device.
+        name: &'static str,
+    },
     /// The file for serial output cannot be opened.
     #[error("serial output {}", path.display())]
     SerialOutput {
@@ -214,6 +220,7 @@ impl Error {
             | Self::Kernel { .. }
             | Self::OpenInitrd { .. }
             | Self::Initrd { .. }
+            | Self::MissingDevice { .. }
             | Self::Builtin(_) => ErrorKind::InvalidInput,
             Self::KvmUnavailable(_) | Self::MissingCapability { .. } => ErrorKind::Unsupported,
             Self::State(_) => ErrorKind::Corrupt,

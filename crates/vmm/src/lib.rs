@@ -48,6 +48,6 @@ pub use state::{
     PlatformState, Regs, Segment, Sregs, StateError, StatePart, VcpuEvents, VcpuState, VmSection, VmState,
 };
 pub use virtio::{
-    BalloonConfig, ConsoleConfig, ConsoleOutput, DevicesConfig, Discard, DiscardRoute, Disk, DiskConfig,
-    DiskFormat, DiskHold, InvalidDevices, MacAddress, NetConfig, VsockConfig,
+    Balloon, BalloonConfig, ConsoleConfig, ConsoleOutput, DevicesConfig, Discard, DiscardRoute, Disk,
+    DiskConfig, DiskFormat, DiskHold, InvalidDevices, MacAddress, NetConfig, VsockConfig,
 };

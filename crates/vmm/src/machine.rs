@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::virtio::{DevicesConfig, DiscardRoute, Disk};
+use ::virtio::{Balloon, ConsoleInput, DevicesConfig, DiscardRoute, Disk};
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
@@ -63,6 +63,8 @@ pub struct Machine {
     device_names: Vec<String>,
     disks: Vec<Disk>,
     discard_route: DiscardRoute,
+    console: Option<ConsoleInput>,
+    balloon: Option<Balloon>,
     serial: Arc<Mutex<Serial>>,
     generation_id: Arc<Mutex<GenerationId>>,
     heartbeat: Arc<AtomicU64>,
@@ -222,6 +224,26 @@ impl Machine {
         self.discard_route.clone()
     }
 
+    /// Returns the handle of the machine's memory balloon, if it has one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<Balloon> {
+        self.balloon.clone()
+    }
+
+    /// Gives bytes to the guest's virtio console; returns how many found room in its buffer.
+    ///
+    /// # Errors
+    /// The machine has no virtio console.
+    pub fn send_console_input(&self, bytes: &[u8]) -> Result<usize> {
+        let missing = Error::MissingDevice {
+            name: "virtio-console",
+        };
+        self.console
+            .as_ref()
+            .map(|console| console.send(bytes))
+            .ok_or(missing)
+    }
+
     /// Returns the configuration of the machine's virtio devices.
     #[must_use]
     pub fn devices_config(&self) -> &DevicesConfig {
@@ -260,6 +282,8 @@ impl Machine {
             device_names,
             disks: devices.virtio.disks,
             discard_route: devices.virtio.discard_route,
+            console: devices.virtio.console,
+            balloon: devices.virtio.balloon,
             serial: devices.serial,
             generation_id: devices.generation_id,
             heartbeat: devices.heartbeat,

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio::{
-    Block, DevicesConfig, DiscardRoute, Disk, MmioTransport, Net, QUEUE_NOTIFY, Rng, VhostNet, VhostVsock,
-    VirtioDevice, Vsock,
+    Balloon, BalloonDevice, Block, ConsoleDevice, ConsoleInput, DevicesConfig, DiscardRoute, Disk,
+    MmioTransport, Net, QUEUE_NOTIFY, Rng, VhostNet, VhostVsock, VirtioDevice, Vsock,
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -15,6 +15,7 @@ use super::devices::register_line;
 use crate::device::{Bus, DeviceError, SharedDevice, VirtioMmio};
 use crate::error::{Error, Result};
 use crate::layout::{MAX_VIRTIO_DEVICES, VIRTIO_STRIDE, VirtioSlot, virtio_slots};
+use crate::memory::ranges_of;
 
 /// The virtio devices, and direct ways to those that the machine's owner deals with.
 #[derive(Default)]
@@ -23,6 +24,8 @@ pub(super) struct VirtioDevices {
     pub(super) placed: Vec<(VirtioSlot, SharedDevice)>,
     pub(super) disks: Vec<Disk>,
     pub(super) discard_route: DiscardRoute,
+    pub(super) console: Option<ConsoleInput>,
+    pub(super) balloon: Option<Balloon>,
 }
 
 /// Devices without a place, with their names.
@@ -37,7 +40,8 @@ impl VirtioDevices {
         mmio: &mut Bus,
     ) -> Result<Self> {
         let mut made = Self::default();
-        let unplaced = made.make(config)?;
+        let memory_bytes = ranges_of(memory).iter().map(|range| range.len_bytes).sum();
+        let unplaced = made.make(config, memory_bytes)?;
         if unplaced.len() > MAX_VIRTIO_DEVICES {
             return Err(Error::InvalidConfig {
                 field: "devices",
@@ -56,7 +60,7 @@ impl VirtioDevices {
     }
 
     /// Makes every device, in the order of the topology.
-    fn make(&mut self, config: &DevicesConfig) -> Result<Unplaced> {
+    fn make(&mut self, config: &DevicesConfig, memory_bytes: u64) -> Result<Unplaced> {
         let mut devices = Unplaced::new();
         for disk in &config.disks {
             let name = format!("virtio-blk-{}", disk.id);
@@ -81,6 +85,19 @@ impl VirtioDevices {
             };
             let device = device.map_err(device_error(&name))?;
             devices.push((name, device));
+        }
+        if let Some(console) = &config.console {
+            let name = "virtio-console".to_owned();
+            let device = ConsoleDevice::new(console).map_err(device_error(&name))?;
+            self.console = Some(device.input());
+            devices.push((name, Box::new(device)));
+        }
+        if let Some(balloon) = &config.balloon {
+            let name = "virtio-balloon".to_owned();
+            let device = BalloonDevice::new(balloon, memory_bytes, self.discard_route.clone())
+                .map_err(device_error(&name))?;
+            self.balloon = Some(device.handle());
+            devices.push((name, Box::new(device)));
         }
         if config.rng {
             devices.push(("virtio-rng".to_owned(), Box::new(Rng::new())));
