@@ -68,7 +68,7 @@ pub trait QueueHandler: Send + 'static {
         Ok(())
     }
 
-    /// Work begins again after a pause; every queue is served next.
+    /// Work begins, or goes on after a pause or an attempt at one; every queue is served next.
     ///
     /// # Errors
     /// As [`serve`](Self::serve).

@@ -18,6 +18,8 @@ use crate::worker::Worker;
 
 /// Entries of the one queue: requests that can be under way at once, with indirect descriptors.
 const QUEUE_SIZE: u16 = 256;
+/// Block size shown to the guest, that of a sector.
+const BLOCK_BYTES: u32 = 512;
 /// Length of the configuration space that is described here (virtio 1.2, 5.2.4).
 const CONFIG_BYTES: usize = 60;
 
@@ -134,10 +136,9 @@ fn config_space(len_bytes: u64) -> [u8; CONFIG_BYTES] {
             *to = *from;
         }
     };
-    let sector = u32::to_le_bytes(SECTOR_BYTES as u32);
     set(0, &(len_bytes / SECTOR_BYTES).to_le_bytes()); // capacity
     set(12, &MAX_SEGMENTS.to_le_bytes()); // seg_max
-    set(20, &sector); // blk_size
+    set(20, &BLOCK_BYTES.to_le_bytes()); // blk_size
     set(36, &MAX_RANGE_SECTORS.to_le_bytes()); // max_discard_sectors
     set(40, &MAX_RANGES.to_le_bytes()); // max_discard_seg
     set(44, &1u32.to_le_bytes()); // discard_sector_alignment

@@ -210,13 +210,19 @@ fn advance(mut vectors: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iov
     vectors
 }
 
+/// Narrows a constant of `fcntl` to the type of the structure's field.
+#[expect(clippy::cast_possible_truncation, reason = "the constants are 0, 1 and 2")]
+const fn short(constant: libc::c_int) -> libc::c_short {
+    constant as libc::c_short
+}
+
 /// Locks the whole file for reading or writing, without waiting.
 fn lock(file: &File, read_only: bool) -> io::Result<()> {
     let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
     // Start and length zero mean the whole file, however it grows; an OFD lock wants the process id to be zero.
     let region = libc::flock64 {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
+        l_type: short(kind),
+        l_whence: short(libc::SEEK_SET),
         l_start: 0,
         l_len: 0,
         l_pid: 0,

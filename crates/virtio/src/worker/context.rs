@@ -143,8 +143,7 @@ impl Context {
             return Event::Wake;
         }
         if data & OWN == 0 {
-            // Only 32 bits were given to the system.
-            return Event::Ready((data & u64::from(u32::MAX)) as u32);
+            return u32::try_from(data).map_or(Event::Wake, Event::Ready);
         }
         let index = (data & !OWN) as usize;
         if let Some(queue) = self.queues.get(index) {

@@ -55,6 +55,8 @@ struct Slot<H> {
     core: Option<Core<H>>,
     /// Why the thread could not park.
     failure: Option<Error>,
+    /// Whether the owner is gone, so that the thread ends even if it cannot park.
+    abandoned: bool,
 }
 
 impl<H> Shared<H> {
@@ -65,6 +67,7 @@ impl<H> Shared<H> {
                 command,
                 core: None,
                 failure: None,
+                abandoned: false,
             }),
             changed: Condvar::new(),
             wake: Arc::new(EventFd::new(EFD_NONBLOCK)?),
@@ -122,9 +125,11 @@ impl<H> Shared<H> {
         self.changed.notify_all();
     }
 
-    /// Owner: has the thread end whenever it comes to look, without waiting for that.
+    /// Owner: has the thread end when it comes to look, without waiting for that.
     pub(super) fn abandon(&self) {
-        self.lock().command = Command::Stop;
+        let mut slot = self.lock();
+        slot.command = Command::Stop;
+        slot.abandoned = true;
         // A thread that cannot be woken now is woken by its next event.
         let _ = self.wake.write(1);
         self.changed.notify_all();
@@ -135,12 +140,15 @@ impl<H> Shared<H> {
         self.lock().core.as_mut().map(look).ok_or(Error::NotPaused)
     }
 
-    /// Thread: could not complete what was under way.
-    pub(super) fn fail(&self, error: Error) {
+    /// Thread: could not complete what was under way; tells whether it is to work on.
+    pub(super) fn fail(&self, error: Error) -> bool {
         let mut slot = self.lock();
-        slot.command = Command::Run;
-        slot.failure = Some(error);
-        self.changed.notify_all();
+        if !slot.abandoned {
+            slot.command = Command::Run;
+            slot.failure = Some(error);
+            self.changed.notify_all();
+        }
+        !slot.abandoned
     }
 
     /// Thread: parks with `core` unless the command has been taken back, and waits for the next command.

@@ -26,8 +26,7 @@ fn run<H: QueueHandler>(shared: &Shared<H>) {
             Ok(()) => shared.wait(Some(core)),
             Err(error) => {
                 tracing::warn!(%error, "requests under way");
-                shared.fail(error);
-                Some(core)
+                shared.fail(error).then_some(core)
             }
         };
     }
