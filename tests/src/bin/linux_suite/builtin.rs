@@ -31,17 +31,21 @@ fn rounds(plan: &Plan, snapshots: u32, machine: &mut Machine, report: &mut Repor
             check(plan, &file)
         })?;
     }
-    let restored = report.step("restore", |_seen| {
-        let arguments = ["restore".to_owned(), file.display().to_string()];
-        let mut restored = Machine::start(&plan.programs, &plan.work, "restored", &arguments)?;
-        restored.wait_for_socket()?;
-        Ok(restored)
-    })?;
+    let arguments = ["restore".to_owned(), file.display().to_string()];
+    let mut restored = Machine::start(&plan.programs, &plan.work, "restored", &arguments)?;
     let again = plan.work.join("again.vmsnap");
-    report.step("snapshot of the restored guest", |seen| {
-        snapshot::take(&restored, &again, seen)?;
-        check(plan, &again)
-    })
+    let outcome = report
+        .step("restore", |_seen| restored.wait_for_socket())
+        .and_then(|()| {
+            report.step("snapshot of the restored guest", |seen| {
+                snapshot::take(&restored, &again, seen)?;
+                check(plan, &again)
+            })
+        });
+    if outcome.is_err() {
+        restored.send_logs(report)?;
+    }
+    outcome
 }
 
 fn check(plan: &Plan, file: &std::path::Path) -> Result<()> {

@@ -20,8 +20,9 @@ use crate::{copy, snapshot};
 /// Passes of the checker after which every page was looked at once from beginning to end.
 const PASSES: u64 = 2;
 
-/// Address of the source, and of the copies that are restored beside it.
+/// Addresses of the source, and of a copy that is restored beside it.
 const SOURCE_CID: u32 = 3;
+const COPY_CID: u32 = 4;
 
 /// One scenario.
 #[derive(Debug)]
@@ -219,7 +220,10 @@ impl<'a> Scenario<'a> {
 
     fn start_copy(&self, taken: &Taken, policy: Policy, name: &str) -> Result<Machine> {
         let mut arguments = vec!["restore".to_owned(), text(&taken.file)?];
-        if !self.vhost {
+        if self.vhost {
+            // The kernel gives each address to one machine only, and the source has its own still.
+            arguments.extend(["--vsock-cid".to_owned(), COPY_CID.to_string()]);
+        } else {
             arguments.extend([
                 "--vsock-uds".to_owned(),
                 text(&self.path(&format!("{name}.vsock")))?,

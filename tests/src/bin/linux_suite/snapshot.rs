@@ -17,6 +17,7 @@ pub fn take(machine: &Machine, file: &Path, seen: &mut Seen) -> Result<()> {
     let micros = |value: &Value| value.as_u64().map(Duration::from_micros);
     let statistics = &report["statistics"];
     for (name, value) in [
+        ("drain", &statistics["drain_us"]),
         ("pause", &statistics["downtime_us"]),
         (
             "command_to_capture_point",
