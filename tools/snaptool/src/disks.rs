@@ -4,6 +4,7 @@
 //! record, which is not. Both schemas are in `fmt-spec/sections-v1.md`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -108,11 +109,19 @@ impl Disk {
         table.disks.into_iter().map(disk).collect()
     }
 
-    /// Returns where the copy is if it lies beside the snapshot, which no other name may escape.
+    /// Returns the copy's file beside the snapshot, if it is there (sections 4.2).
+    ///
+    /// Its recorded name comes first, then the one that the snapshot's present name gives. Neither
+    /// can lead out of the directory.
     pub fn copy_beside(&self, snapshot: &Path) -> Option<PathBuf> {
-        let name = Path::new(self.copy.as_deref()?);
-        let is_plain = name.file_name() == Some(name.as_os_str());
-        is_plain.then(|| snapshot.with_file_name(name))
+        let mut derived = snapshot.file_name()?.to_owned();
+        derived.push(format!(".{}.{}", self.id, self.format));
+        [self.copy.as_deref().map(OsString::from), Some(derived)]
+            .into_iter()
+            .flatten()
+            .filter(|name| Path::new(name).file_name() == Some(name))
+            .map(|name| snapshot.with_file_name(name))
+            .find(|path| std::fs::metadata(path).is_ok_and(|data| data.is_file()))
     }
 }
 

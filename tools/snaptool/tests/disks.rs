@@ -113,6 +113,14 @@ fn a_deep_check_compares_the_copy_of_a_disk() {
 }
 
 #[test]
+fn a_renamed_snapshot_finds_copies_that_were_renamed_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = machine(directory.path(), "before.vmsnap.data.raw");
+    fs::write(directory.path().join("vm.vmsnap.data.raw"), content()).unwrap();
+    assert_eq!(state_of_copy(&file, 0), "matches");
+}
+
+#[test]
 fn the_name_of_a_copy_cannot_lead_elsewhere() {
     for name in ["../data.raw", "/data.raw", "..", "", "sub/data.raw"] {
         let directory = tempfile::tempdir().unwrap();

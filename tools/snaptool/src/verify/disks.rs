@@ -67,10 +67,7 @@ fn state(disk: &Disk, snapshot: &Path, progress: impl FnMut(u64)) -> anyhow::Res
     let Some(expected) = disk.fingerprint else {
         return Ok(CopyState::NotCopied);
     };
-    let copy = disk
-        .copy_beside(snapshot)
-        .filter(|path| std::fs::metadata(path).is_ok_and(|data| data.is_file()));
-    let Some(copy) = copy else {
+    let Some(copy) = disk.copy_beside(snapshot) else {
         return Ok(CopyState::Missing);
     };
     let found =

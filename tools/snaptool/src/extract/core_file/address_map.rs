@@ -155,6 +155,9 @@ pub fn within_memory(mapping: Run, regions: &[MemoryRegion]) -> impl Iterator<It
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn run(virtual_address: u64, guest_address: u64, len_bytes: u64) -> Run {
@@ -169,6 +172,39 @@ mod tests {
         let mut map = AddressMap::default();
         map.add(runs.to_vec());
         map
+    }
+
+    proptest! {
+        /// The model is a table of 48 pages, of which each shows one guest page or none.
+        #[test]
+        fn a_map_is_what_a_table_of_pages_would_be(
+            adds in vec(vec((0usize..40, 0u64..100, 1usize..8), 0..6), 1..5),
+        ) {
+            let mut model = [None; 48];
+            let mut map = AddressMap::default();
+            for runs in adds {
+                let mut free = model;
+                // Of runs that are added together, the one that begins first decides.
+                let mut sorted = runs.clone();
+                sorted.sort_by_key(|run| run.0);
+                for (page, guest, count) in sorted {
+                    for (slot, guest) in free.iter_mut().skip(page).take(count).zip(guest..) {
+                        slot.get_or_insert(guest);
+                    }
+                }
+                model = free;
+                let pages = |count: usize| (count as u64) << 12;
+                let add = runs.iter().map(|&(page, guest, count)| run(pages(page), guest << 12, pages(count)));
+                map.add(add.collect());
+            }
+            for (page, guest) in (0u64..).zip(model) {
+                prop_assert_eq!(map.translate(page << 12), guest.map(|guest| guest << 12));
+            }
+            for pair in map.runs().windows(2) {
+                prop_assert!(pair[0].last() < pair[1].virtual_address);
+                prop_assert!(!pair[0].clone().extend(&pair[1]), "neighbours are merged");
+            }
+        }
     }
 
     #[test]
