@@ -114,6 +114,26 @@ payload!(
 );
 
 payload!(
+    /// Puts the number of virtio devices that a driver could take at COUNTER: those one after the other
+    /// with magic value, version 2 and a device id that is not 0. Then gives signs of life for ever.
+    virtio, "payload_virtio", "payload_virtio_end",
+    "xor %ebx, %ebx",
+    "mov $0xd0000000, %esi",
+    "1: cmpl $0x74726976, (%esi)",
+    "jne 2f",
+    "cmpl $2, 4(%esi)",
+    "jne 2f",
+    "cmpl $0, 8(%esi)",
+    "je 2f",
+    "inc %ebx",
+    "add $0x1000, %esi",
+    "jmp 1b",
+    "2: mov %ebx, 0x180000",
+    "3: out %al, $0xe9",
+    "jmp 3b",
+);
+
+payload!(
     /// Leaves protected mode and enters the firmware of a PC.
     enter_firmware, "payload_firmware", "payload_firmware_end",
     "lgdt 0x100000 + firm_gdtr - payload_firmware",
