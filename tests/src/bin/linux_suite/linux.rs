@@ -256,7 +256,7 @@ impl<'a> Scenario<'a> {
             format!("cid={SOURCE_CID},uds={}", text(&self.path("source.vsock"))?)
         };
         let cmdline = format!(
-            "console=ttyS0 quiet panic=-1 vmsnap.seed={} vmsnap.vsock=1",
+            "console=ttyS0 quiet panic=-1 vmsnap.memory_mib=16 vmsnap.pages_per_second=1000 vmsnap.seed={} vmsnap.vsock=1",
             self.seed
         );
         let (cpus, kernel) = (self.cpus.to_string(), self.kernel);
@@ -265,7 +265,7 @@ impl<'a> Scenario<'a> {
                 .map(str::to_owned)
                 .to_vec(),
             ["--initrd", &text(&kernel.initrd)?].map(str::to_owned).to_vec(),
-            ["--cmdline", &cmdline, "--memory", "160M", "--cpus", &cpus]
+            ["--cmdline", &cmdline, "--memory", "128M", "--cpus", &cpus]
                 .map(str::to_owned)
                 .to_vec(),
             vec![
