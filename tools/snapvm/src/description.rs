@@ -10,6 +10,7 @@ mod size;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -159,7 +160,29 @@ impl MachineDescription {
     /// # Errors
     /// Names the path.
     pub fn require_absolute_paths(&self) -> Result<(), String> {
-        let terminals = [Some(&self.serial), self.console.as_ref()];
+        match self.clone().paths().into_iter().find(|path| path.is_relative()) {
+            None => Ok(()),
+            Some(path) => Err(format!(
+                "{} is not absolute: the machine runs in another directory",
+                path.display()
+            )),
+        }
+    }
+
+    /// Makes all paths absolute that are meant from the present directory on.
+    ///
+    /// # Errors
+    /// There is no present directory.
+    pub fn with_absolute_paths(mut self) -> io::Result<Self> {
+        for path in self.paths() {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(self)
+    }
+
+    /// All paths in the description.
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        let terminals = [Some(&mut self.serial), self.console.as_mut()];
         let logs = terminals
             .into_iter()
             .flatten()
@@ -167,21 +190,10 @@ impl MachineDescription {
                 Terminal::File(path) => Some(path),
                 _ => None,
             });
-        let sockets = self.vsock.iter().filter_map(|vsock| vsock.uds.as_ref());
-        let disks = self.disks.iter().map(|disk| &disk.file);
-        let boot = self.kernel.iter().chain(&self.initrd);
-        match boot
-            .chain(disks)
-            .chain(sockets)
-            .chain(logs)
-            .find(|path| path.is_relative())
-        {
-            None => Ok(()),
-            Some(path) => Err(format!(
-                "{} is not absolute: the machine runs in another directory",
-                path.display()
-            )),
-        }
+        let sockets = self.vsock.iter_mut().filter_map(|vsock| vsock.uds.as_mut());
+        let disks = self.disks.iter_mut().map(|disk| &mut disk.file);
+        let boot = self.kernel.iter_mut().chain(&mut self.initrd);
+        boot.chain(disks).chain(sockets).chain(logs).collect()
     }
 
     /// Returns the virtio devices, in the words of the machine.

@@ -109,7 +109,7 @@ fn feed(vm: &Vm, port: Port, queue: &Receiver<u8>) {
         loop {
             let taken = match port {
                 Port::Serial => vm.machine.send_serial_input(&[byte]),
-                Port::Console => Ok(1),
+                Port::Console => vm.machine.send_console_input(&[byte]),
             };
             match taken {
                 // The port's buffer is full: the guest has to read first.

@@ -5,8 +5,10 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 12] = [
     "run",
+    "serve",
+    "balloon",
     "snapshot",
     "pause",
     "resume",
@@ -83,6 +85,26 @@ fn bad_values_are_refused_with_the_option_named() {
     assert_refused(&["run", "--builtin", "--words", "513"], "--words");
     assert_refused(&["run", "--builtin", "--kernel", "x.elf"], "--kernel");
     assert_refused(&["run"], "--kernel");
+    assert_refused(&["run", "--builtin", "--config", "m.toml"], "--config");
+    assert_refused(&["run", "--config", "m.toml", "--memory", "1G"], "--memory");
+    assert_refused(&["run", "--config", "m.toml", "--serial", "null"], "--serial");
+    assert_refused(&["run", "--builtin", "--initrd", "x"], "--kernel");
+    assert_refused(&["run", "--builtin", "--cpu", "z80"], "--cpu");
+    assert_refused(
+        &["run", "--builtin", "--disk", "file=d,ro"],
+        "\"ro\" is not known here",
+    );
+    assert_refused(&["run", "--builtin", "--net", "mac=1"], "--net");
+    assert_refused(&["run", "--builtin", "--vsock", "cid=2"], "cid 2");
+    assert_refused(&["run", "--builtin", "--balloon", "target=lots"], "--balloon");
+    assert_refused(&["run", "--builtin", "--console", "stdio"], "both be stdio");
+    assert_refused(&["restore", "out.vmsnap", "--disk", "file=x,y"], "No such file");
+    assert_refused(&["restore", "out.vmsnap", "--disk", "disk0"], "--disk");
+    assert_refused(
+        &["restore", "out.vmsnap", "--disk", "a=1", "--disk", "a=2"],
+        "stands twice",
+    );
+    snapshot("--disks", "maybe");
     assert_refused(&["nonsense"], "nonsense");
 }
 
@@ -101,7 +123,7 @@ fn a_chunk_size_that_is_no_power_of_two_is_refused_before_anything_is_asked() {
 
 #[test]
 fn a_machine_that_is_not_there_is_named() {
-    for command in ["pause", "resume", "status", "cancel"] {
+    for command in ["pause", "resume", "status", "cancel", "balloon"] {
         assert_refused(
             &[command, "--api-sock", "/nonexistent/vm.sock"],
             "/nonexistent/vm.sock",

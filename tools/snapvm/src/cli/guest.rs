@@ -11,7 +11,7 @@ use crate::values::devices::{BALLOON, Balloon, DISK, Disk, NET, Net, VSOCK, Vsoc
 use crate::values::{self, Assignment, Terminal};
 
 /// Everything that describes a machine, and so cannot stand beside a description in a file.
-const DESCRIBING: [&str; 23] = [
+const DESCRIBING: [&str; 22] = [
     "kernel",
     "initrd",
     "cmdline",
@@ -34,7 +34,6 @@ const DESCRIBING: [&str; 23] = [
     "memory_backing",
     "no_thp",
     "name",
-    "guest",
 ];
 
 /// Arguments of `snapvm run`.

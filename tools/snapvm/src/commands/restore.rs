@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use snapshot::{DeviceOverrides, RestoreOptions, restore_with_progress};
 
 use super::runner;
@@ -41,6 +42,9 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
         thp: !args.machine.no_thp,
         ..MachineDescription::of_restored(&machine, report.memory_bytes, name, serial)
     };
+    let description = description
+        .with_absolute_paths()
+        .context("resolving relative paths")?;
     if let Some(path) = &args.machine.api_sock {
         runner::announce(path);
     }

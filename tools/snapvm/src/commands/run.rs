@@ -1,5 +1,7 @@
 //! `snapvm run` and `snapvm serve`: boot a machine, described now or later, and run it in the foreground.
 
+use anyhow::Context;
+
 use super::runner;
 use crate::cli::{RunArgs, ServeArgs};
 use crate::outcome::Outcome;
@@ -8,6 +10,9 @@ use crate::server::{Host, boot};
 /// `snapvm run`.
 pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let description = args.description()?;
+    let description = description
+        .with_absolute_paths()
+        .context("resolving relative paths")?;
     let socket = runner::bind(args.machine.api_sock.as_deref())?;
     let vm = boot(description)?;
     if let Some(path) = &args.machine.api_sock {

@@ -142,7 +142,7 @@ fn the_configuration_has_everything_that_was_described() {
         (config.initrd, config.cmdline.as_str()),
         (Some(PathBuf::from("initrd")), "console=ttyS0")
     );
-    assert!(matches!(config.kernel, Some(Kernel::File(path)) if path == "vmlinuz"));
+    assert!(matches!(config.kernel, Some(Kernel::File(path)) if path.as_os_str() == "vmlinuz"));
     assert_eq!((config.devices.disks.len(), config.devices.nets.len()), (2, 1));
     assert_eq!(
         config.devices.console.unwrap().output,

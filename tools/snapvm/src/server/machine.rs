@@ -47,15 +47,8 @@ pub(super) async fn set_balloon(Shared(host): SharedHost, body: Bytes) -> Answer
     let vm = vm(&host)?;
     let target: BalloonTarget =
         serde_json::from_slice(&body).map_err(|error| Refusal::because(StatusCode::BAD_REQUEST, &error))?;
-    let memory = vm.description.memory.0;
-    if target.target_bytes > memory {
-        let problem = format!(
-            "target_bytes {} is more than the guest's memory {memory}",
-            target.target_bytes
-        );
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, problem));
-    }
     let status = on_own_thread(vm, move |vm| vm.set_balloon(target.target_bytes)).await?;
+    let status = status.map_err(|problem| Refusal::new(StatusCode::BAD_REQUEST, problem))?;
     ok(status.ok_or_else(no_balloon)?)
 }
 

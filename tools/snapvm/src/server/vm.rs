@@ -81,13 +81,23 @@ impl Vm {
     /// Returns how large the balloon is and is to be, if there is one.
     #[must_use]
     pub fn balloon(&self) -> Option<BalloonStatus> {
-        None
+        self.machine.balloon().map(|balloon| BalloonStatus {
+            target_bytes: balloon.target_bytes(),
+            actual_bytes: balloon.actual_bytes(),
+        })
     }
 
-    /// Asks the guest to give up so much memory; tells how the balloon stands, if there is one.
-    #[must_use]
-    pub fn set_balloon(&self, _target_bytes: u64) -> Option<BalloonStatus> {
-        self.balloon()
+    /// Asks the guest to give up so much memory; tells how the balloon stands then, if there is one.
+    ///
+    /// # Errors
+    /// Says in words that the guest has less memory.
+    pub fn set_balloon(&self, target_bytes: u64) -> Result<Option<BalloonStatus>, String> {
+        if let Some(balloon) = self.machine.balloon() {
+            balloon
+                .set_target_bytes(target_bytes)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(self.balloon())
     }
 
     /// Returns what the built-in guest has done, if the guest is that one.

@@ -1,6 +1,8 @@
 //! The control API of a real machine, held against its OpenAPI description.
 
 mod description;
+mod devices;
+mod machine;
 mod vm;
 
 use std::collections::BTreeSet;
@@ -72,8 +74,9 @@ fn every_answer_is_as_described() {
     if !has_kvm("every_answer_is_as_described") {
         return;
     }
-    let mut api = Described::new(Vm::builtin(&["--memory", "64M"]));
+    let mut api = Described::new(Vm::builtin(&["--memory", "64M", "--balloon"]));
     answers_without_a_snapshot(&mut api);
+    answers_about_the_balloon(&mut api);
     answers_to_bad_requests(&mut api);
     answers_around_snapshots(&mut api);
     answers_about_the_guest(&mut api);
@@ -85,7 +88,10 @@ fn every_answer_is_as_described() {
     other.expect(404, "GET", "/v1/guest", "");
     other.expect(404, "PUT", "/v1/guest/longest-gap", "");
     assert_eq!(other.expect(200, "GET", "/v1/status", "")["guest"], Value::Null);
+    other.expect(404, "GET", "/v1/balloon", "");
+    other.expect(404, "PUT", "/v1/balloon", r#"{"target_bytes": 0}"#);
     seen.append(&mut other.seen);
+    seen.append(&mut machine::answers_around_the_description());
 
     // A stopped machine answers only for as long as its process takes to end.
     let beyond_reach =
@@ -166,6 +172,22 @@ fn answers_around_snapshots(api: &mut Described) {
         "{failed}"
     );
     assert_eq!(api.expect(200, "GET", "/v1/status", "")["state"], "running");
+}
+
+fn answers_about_the_balloon(api: &mut Described) {
+    let target = json!({"target_bytes": 16 << 20});
+    // Nobody in this guest has a driver: the target is kept for whoever may have one.
+    let asked = api.expect(200, "PUT", "/v1/balloon", &target.to_string());
+    assert_eq!(asked, json!({"target_bytes": 16 << 20, "actual_bytes": 0}));
+    assert_eq!(api.expect(200, "GET", "/v1/balloon", ""), asked);
+    for body in [
+        json!({}),
+        json!({"target_bytes": -1}),
+        json!({"target_bytes": 1_u64 << 40}),
+        json!({"target_bytes": 0, "colour": "red"}),
+    ] {
+        api.expect(400, "PUT", "/v1/balloon", &body.to_string());
+    }
 }
 
 fn answers_about_the_guest(api: &mut Described) {

@@ -50,10 +50,55 @@ impl Vm {
         Self::start([OsStr::new("--kernel"), kernel.as_os_str()], directory)
     }
 
+    /// Boots the machine of a description, which has a serial port that needs nothing.
+    pub fn by_config(name: &str, text: &str) -> Self {
+        let directory = TempDir::new().unwrap();
+        let config = directory.path().join(name);
+        fs::write(&config, text).unwrap();
+        Self::spawn(
+            [OsStr::new("run"), OsStr::new("--config"), config.as_os_str()],
+            directory,
+        )
+    }
+
+    /// Starts a process that waits for its machine.
+    pub fn without_machine() -> Self {
+        Self::spawn(["serve"], TempDir::new().unwrap())
+    }
+
+    /// Brings a machine back.
+    pub fn restored(snapshot: &Path, args: &[&str]) -> Self {
+        let directory = TempDir::new().unwrap();
+        let args = args.iter().map(OsStr::new);
+        let command = [
+            OsStr::new("restore"),
+            snapshot.as_os_str(),
+            OsStr::new("--serial"),
+            OsStr::new("null"),
+        ];
+        Self::spawn(command.into_iter().chain(args), directory)
+    }
+
+    /// Runs `snapvm restore` on something that it must refuse; returns its exit code and standard error.
+    pub fn fails_to_restore(snapshot: &Path, args: &[&str]) -> (i32, String) {
+        let mut command = Command::new(SNAPVM);
+        let output = command.arg("restore").arg(snapshot).args(args).output().unwrap();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    }
+
     fn start<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>, directory: TempDir) -> Self {
         let serial = format!("file:{}", directory.path().join("serial.log").display());
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        let command = ["run".into(), "--serial".into(), serial.into()];
+        Self::spawn(command.into_iter().chain(args), directory)
+    }
+
+    fn spawn<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>, directory: TempDir) -> Self {
         let mut command = Command::new(SNAPVM);
-        command.arg("run").args(args).arg("--serial").arg(serial);
+        command.args(args);
         command.arg("--api-sock").arg(directory.path().join("vm.sock"));
         let child = command
             .stdin(Stdio::null())
