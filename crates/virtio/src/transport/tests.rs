@@ -10,6 +10,7 @@ use crate::driver::{Driver, RING_FEATURES, WORKING, memory};
 
 mod random;
 mod saved;
+mod specification;
 
 /// Feature bits that the device under test offers besides the transport's.
 const FEATURES: u64 = 1 << 3 | 1 << 50;
