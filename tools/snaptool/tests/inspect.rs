@@ -16,6 +16,8 @@ fn the_summary_has_one_fact_per_line() {
         "chunks: 48 of 64.0 KiB",
         "fill chunks: 8 (16.7 %)",
         "parent: none",
+        "vcpus: 2",
+        "devices: never-heard-of",
         "provenance: vm_name: \"test\"",
     ] {
         assert!(

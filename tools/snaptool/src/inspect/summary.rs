@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value as Json, json};
+use snapfile::diff::{Field, FieldValue};
 use snapfile::{ChunkCounts, ChunkKind, SectionEntry, SectionKind, Snapshot};
 
 use crate::disks::Disk;
@@ -53,8 +54,25 @@ pub fn print(output: &mut Output, file: &Path, snapshot: &Snapshot) -> anyhow::R
         format_args!("{} ({stored} of memory)", size(summary.stored_bytes)),
     )?;
     output.fact("sections", snapshot.sections().len())?;
+    print_parts(output, snapshot)?;
     print_disks(output, snapshot)?;
     print_stories(output, snapshot, Detail::Headlines)
+}
+
+/// Prints what the machine consists of, by the names of the parts of its state.
+fn print_parts(output: &mut Output, snapshot: &Snapshot) -> std::io::Result<()> {
+    let vcpus = vmstate::parts(snapshot, SectionKind::VmState, "vcpu/").count();
+    if vcpus > 0 {
+        output.fact("vcpus", vcpus)?;
+    }
+    let devices: Vec<_> = vmstate::parts(snapshot, SectionKind::VmState, "device/")
+        .filter_map(|entry| entry.name.strip_prefix("device/"))
+        .map(printable)
+        .collect();
+    if !devices.is_empty() {
+        output.fact("devices", devices.join(", "))?;
+    }
+    Ok(())
 }
 
 /// Prints the guest's disks, `data, raw, 1.0 GiB, copy vm.vmsnap.data.raw`.
@@ -89,10 +107,17 @@ fn print_disks(output: &mut Output, snapshot: &Snapshot) -> std::io::Result<()> 
 /// How much of a file's story is told.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// The fields that are not within another.
+    /// The fields that are not within another and hold something.
     Headlines,
     /// Every field.
     Everything,
+}
+
+impl Detail {
+    fn tells(self, field: &Field) -> bool {
+        let is_empty = matches!(field.value, FieldValue::EmptyArray | FieldValue::EmptyMap);
+        self == Self::Everything || !(is_empty || field.path.contains('.'))
+    }
 }
 
 /// Prints how the file came to be and what the capture cost.
@@ -133,11 +158,10 @@ fn print_story(
     };
     match snapfile::diff::fields(&payload) {
         Ok(fields) => {
-            let told = |path: &str| detail == Detail::Everything || !path.contains('.');
-            for field in fields.into_iter().filter(|field| told(&field.path)) {
+            for field in fields.iter().filter(|field| detail.tells(field)) {
                 // Stories have counts and times, which people read in decimal.
                 let value = match &field.value {
-                    snapfile::diff::FieldValue::Integer(number) => number.to_string(),
+                    FieldValue::Integer(number) => number.to_string(),
                     value => vmstate::shorten(value),
                 };
                 output.fact(&key, format_args!("{}: {value}", printable(&field.path)))?;
