@@ -185,7 +185,7 @@ impl Capture {
         })
     }
 
-    /// Progress and cancellation of this capture.
+    /// Progress, cancellation and discards of this capture.
     pub fn control(&self) -> CaptureControl {
         self.engine.control.clone()
     }

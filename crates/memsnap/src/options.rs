@@ -42,7 +42,7 @@ pub struct CaptureOptions {
     pub walkers: usize,
     /// How unpopulated memory is covered; anything but [`KernelPath::Auto`] is meant for tests.
     pub kernel: KernelPath,
-    /// Progress and cancellation; keep a clone. A control belongs to one capture.
+    /// Progress, cancellation and discards; keep a clone. A control belongs to one capture.
     pub control: CaptureControl,
 }
 
