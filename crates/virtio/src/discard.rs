@@ -70,3 +70,6 @@ impl fmt::Debug for DiscardRoute {
         f.debug_struct("DiscardRoute").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -147,3 +147,6 @@ impl ActiveQueue {
         move |source| Error::Queue { queue, source }
     }
 }
+
+#[cfg(test)]
+mod tests;

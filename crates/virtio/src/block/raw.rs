@@ -237,3 +237,6 @@ fn lock(file: &File, read_only: bool) -> io::Result<()> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
