@@ -36,10 +36,11 @@ pub(crate) fn copy_content(
     target.set_len(len_bytes)?;
     let mut at = 0;
     while let Some((start, end)) = next_data(source, at, len_bytes)? {
+        proceed(start - at)?;
         copy_range(source, target, start, end, proceed)?;
         at = end;
     }
-    Ok(())
+    proceed(len_bytes.saturating_sub(at))
 }
 
 /// Finds the next range at or behind `at` that is not a hole.
@@ -108,6 +109,7 @@ fn copy_through(source: &File, target: &File, start: u64, len: u64, buffer: &mut
 mod tests {
     use std::fs;
     use std::os::unix::fs::MetadataExt;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 
@@ -131,7 +133,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let source = sparse(&directory.path().join("source"), &[0, 9 << 20, (64 << 20) - 4096]);
         let target = sparse(&directory.path().join("target"), &[]);
-        copy_content(&source, &target, 64 << 20, &|_| Ok(())).unwrap();
+        let told = AtomicU64::new(0);
+        let tell = |bytes| {
+            told.fetch_add(bytes, Ordering::Relaxed);
+            Ok(())
+        };
+        copy_content(&source, &target, 64 << 20, &tell).unwrap();
+        assert_eq!(told.into_inner(), 64 << 20, "holes count as well");
         let read = |name| fs::read(directory.path().join(name)).unwrap();
         assert!(read("source") == read("target"));
         assert!(
