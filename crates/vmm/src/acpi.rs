@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use crate::device::power;
 use crate::error::{Error, Result};
-use crate::layout::{ACPI_TABLES, ACPI_TABLES_END, IO_APIC, LOCAL_APIC, POWER_PORT, VirtioSlot};
+use crate::layout::{ACPI_TABLES, ACPI_TABLES_END, IO_APIC, LOCAL_APIC, VirtioSlot};
 
 const OEM_ID: [u8; 6] = *b"VMSNAP";
 const OEM_TABLE_ID: [u8; 8] = *b"VMSNAP  ";
@@ -82,10 +82,7 @@ fn bytes_of(aml: &dyn Aml) -> Vec<u8> {
 }
 
 fn fadt(dsdt: u64) -> FADT {
-    let register = |offset| {
-        let address = u64::from(POWER_PORT) + offset;
-        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address)
-    };
+    let register = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
     let mut builder = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
@@ -95,9 +92,9 @@ fn fadt(dsdt: u64) -> FADT {
         .flag(Flags::PwrButton) // no fixed power button, no fixed sleep button
         .flag(Flags::SlpButton);
     builder.iapc_boot_arch = (NO_VGA | NO_ASPM | NO_RTC).into();
-    builder.sleep_control_reg = register(power::SLEEP_CONTROL);
-    builder.sleep_status_reg = register(power::SLEEP_STATUS);
-    builder.reset_reg = register(power::RESET);
+    builder.sleep_control_reg = register(power::SLEEP_CONTROL_PORT);
+    builder.sleep_status_reg = register(power::SLEEP_STATUS_PORT);
+    builder.reset_reg = register(power::RESET_PORT);
     builder.reset_value = power::RESET_VALUE;
     builder.finalize()
 }

@@ -77,12 +77,11 @@ fn the_machine_is_hardware_reduced_and_tells_how_to_end_it() {
     let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
     assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
     // Generic addresses: port space, 8 bits wide, byte access, address.
-    let register =
-        |offset: u64| [&[1, 8, 0, 1][..], &(u64::from(POWER_PORT) + offset).to_le_bytes()].concat();
-    assert_eq!(fadt[116..128], register(power::RESET));
+    let register = |port: u16| [&[1, 8, 0, 1][..], &u64::from(port).to_le_bytes()].concat();
+    assert_eq!(fadt[116..128], register(power::RESET_PORT));
     assert_eq!(fadt[128], power::RESET_VALUE);
-    assert_eq!(fadt[244..256], register(power::SLEEP_CONTROL));
-    assert_eq!(fadt[256..268], register(power::SLEEP_STATUS));
+    assert_eq!(fadt[244..256], register(power::SLEEP_CONTROL_PORT));
+    assert_eq!(fadt[256..268], register(power::SLEEP_STATUS_PORT));
 }
 
 #[test]

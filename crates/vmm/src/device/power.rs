@@ -4,16 +4,21 @@
 use ciborium::Value;
 
 use crate::device::{Device, DeviceError, NoState, from_value, to_value};
+use crate::layout::POWER_PORT;
 use crate::run_state::StopReason;
 
-/// Offsets of the registers, a byte each.
-pub(crate) const SLEEP_CONTROL: u64 = 0;
-pub(crate) const SLEEP_STATUS: u64 = 1;
-pub(crate) const RESET: u64 = 2;
+/// Ports of the registers, a byte each.
+pub(crate) const SLEEP_CONTROL_PORT: u16 = POWER_PORT;
+pub(crate) const SLEEP_STATUS_PORT: u16 = POWER_PORT + 1;
+pub(crate) const RESET_PORT: u16 = POWER_PORT + 2;
 /// What resets when it is written to the reset register.
 pub(crate) const RESET_VALUE: u8 = 1;
 /// The sleep type of `_S5`.
 pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
+
+/// Offsets of the registers that do something.
+const SLEEP_CONTROL: u64 = (SLEEP_CONTROL_PORT - POWER_PORT) as u64;
+const RESET: u64 = (RESET_PORT - POWER_PORT) as u64;
 
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7 << SLEEP_TYPE_SHIFT;
@@ -69,7 +74,11 @@ mod tests {
         for value in [5 << 2, 1 << 5, 3 << 2 | 1 << 5] {
             assert_eq!(power.write(SLEEP_CONTROL, &[value]), None, "{value:#x}");
         }
-        assert_eq!(power.write(SLEEP_STATUS, &[0x80]), None);
+        assert_eq!(
+            power.write(SLEEP_CONTROL + 1, &[0x80]),
+            None,
+            "the status register"
+        );
     }
 
     #[test]

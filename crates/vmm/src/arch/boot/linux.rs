@@ -49,6 +49,10 @@ const DESCRIPTORS: [u64; 6] = [
     0,
 ];
 
+/// Offset of the last byte of the descriptors.
+const GDT_LIMIT: u16 = 6 * 8 - 1;
+const _: () = assert!(size_of_val(&DESCRIPTORS) == GDT_LIMIT as usize + 1);
+
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
 const CR0_PG: u64 = 1 << 31;
@@ -197,7 +201,7 @@ pub(super) fn entry_sregs(reset: &Sregs) -> Sregs {
         tr: task_segment(TASK_SELECTOR),
         gdt: DescriptorTable {
             base: GDT.raw_value(),
-            limit: (size_of_val(&DESCRIPTORS) - 1) as u16,
+            limit: GDT_LIMIT,
         },
         idt: DescriptorTable::default(),
         cr0: CR0_PE | CR0_ET | CR0_PG,

@@ -8,15 +8,15 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 use super::memory_error;
 use crate::device::power;
 use crate::error::Result;
-use crate::layout::{POWER_PORT, RESET_VECTOR};
+use crate::layout::RESET_VECTOR;
 
-const RESET_PORT: [u8; 2] = (POWER_PORT + power::RESET as u16).to_le_bytes();
+const PORT: [u8; 2] = power::RESET_PORT.to_le_bytes();
 
 /// In 16-bit mode: `mov dx, port; mov al, value; out dx, al; hlt; jmp -3`.
 const CODE: [u8; 9] = [
     0xba,
-    RESET_PORT[0],
-    RESET_PORT[1],
+    PORT[0],
+    PORT[1],
     0xb0,
     power::RESET_VALUE,
     0xee,

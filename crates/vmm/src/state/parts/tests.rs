@@ -6,9 +6,11 @@ use ciborium::Value;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Backing;
 use crate::config::SerialOutput;
-use crate::device::{DebugConsole, DebugExit, Device, I8042, Serial};
+use crate::device::{DebugConsole, DebugExit, Device, GenerationId, I8042, Power, Serial};
 use crate::memory::MemoryRange;
+use crate::memory::{create_guest_memory_for, memory_ranges};
 use crate::state::{
     ByteString, Clock, CpuidLeaf, DebugRegs, IoApic, Pic, Pit, PitChannel, Regs, Sregs, VcpuEvents,
 };
@@ -438,11 +440,14 @@ fn compare(
 
 #[test]
 fn the_specification_lists_every_field_in_order_with_its_type_and_no_other() {
-    let devices: [Box<dyn Device>; 4] = [
+    let memory = create_guest_memory_for(&memory_ranges(2 << 20), Backing::Anonymous, false).unwrap();
+    let devices: [Box<dyn Device>; 6] = [
         Box::new(Serial::new(&SerialOutput::Null).unwrap()),
         Box::new(I8042::new()),
         Box::new(DebugConsole::default()),
         Box::new(DebugExit::default()),
+        Box::new(Power::default()),
+        Box::new(GenerationId::new(memory).unwrap()),
     ];
     let mut state = state();
     state.platform.cpuid = state.vcpus[0].cpuid.clone();
