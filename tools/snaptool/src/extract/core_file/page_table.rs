@@ -97,11 +97,11 @@ impl<'a> Walk<'a> {
         if !self.followed.insert((table, level, base | slots.start)) {
             return Ok(());
         }
-        if self.tables_left == 0 || self.runs.len() >= self.max_runs {
+        let Some(tables_left) = self.tables_left.checked_sub(1) else {
             self.is_complete = false;
             return Ok(());
-        }
-        self.tables_left -= 1;
+        };
+        self.tables_left = tables_left;
         let Some(page) = self.pages.page(table)? else {
             return Ok(());
         };
@@ -130,13 +130,14 @@ impl<'a> Walk<'a> {
             len_bytes,
         };
         for run in within_memory(page, self.regions) {
-            let extended = match self.runs.last_mut() {
-                Some(before) => before.extend(&run),
-                None => false,
-            };
-            if !extended {
-                self.runs.push(run);
+            if self.runs.last_mut().is_some_and(|before| before.extend(&run)) {
+                continue;
             }
+            if self.runs.len() >= self.max_runs {
+                self.is_complete = false;
+                return;
+            }
+            self.runs.push(run);
         }
     }
 }
