@@ -88,7 +88,7 @@ fn bad_values_are_refused_with_the_option_named() {
     assert_refused(&["run", "--builtin", "--config", "m.toml"], "--config");
     assert_refused(&["run", "--config", "m.toml", "--memory", "1G"], "--memory");
     assert_refused(&["run", "--config", "m.toml", "--serial", "null"], "--serial");
-    assert_refused(&["run", "--builtin", "--initrd", "x"], "--kernel");
+    assert_refused(&["run", "--builtin", "--initrd", "x"], "initrd");
     assert_refused(&["run", "--builtin", "--cpu", "z80"], "--cpu");
     assert_refused(
         &["run", "--builtin", "--disk", "file=d,ro"],
