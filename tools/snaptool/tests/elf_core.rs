@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::elf::{Core, PT_NOTE};
 use common::kernel::{
@@ -40,16 +40,12 @@ fn extract(machine: &Machine, options: &[&str]) -> (tempfile::TempDir, PathBuf, 
     (directory, core, contents)
 }
 
-fn read(path: &Path) -> Core {
-    Core::read(path)
-}
-
 #[test]
 fn the_kernel_is_at_its_virtual_addresses() {
     for levels in [4, 5] {
         let (machine, _) = machine(levels);
         let (_directory, core, contents) = extract(&machine, &[]);
-        let core = read(&core);
+        let core = Core::read(&core);
         assert_eq!(core.kernel_segments(), [(TEXT, 0, LARGE_PAGE)]);
         assert_eq!(core.at(TEXT, 2 * MIB), Some(&machine.low[..]), "{levels} levels");
         assert_eq!(contents["addresses"], "virtual");
@@ -71,7 +67,7 @@ fn memory_is_in_the_core_once_and_physical_addresses_reach_all_of_it() {
         );
     }
     let (_directory, core, _) = extract(&machine, &[]);
-    let core = read(&core);
+    let core = Core::read(&core);
     assert_eq!(core.kernel_segments().len(), 65);
     assert!(core.len() < 3 * MIB as u64 + 16 * PAGE, "{}", core.len());
     assert_eq!(core.headers[0].kind, PT_NOTE);
@@ -104,7 +100,7 @@ fn pages_of_all_sizes_are_followed_merged_and_cut_to_memory() {
     // A device.
     tables.map(&mut machine, 0xffff_ffff_ff5f_c000, 0xfee0_0000, PAGE);
     let (_directory, core, _) = extract(&machine, &[]);
-    let core = read(&core);
+    let core = Core::read(&core);
     assert_eq!(
         core.kernel_segments(),
         [
@@ -132,7 +128,7 @@ fn every_vcpu_adds_what_its_page_tables_map() {
     other.map(&mut machine, 0x40_0000, HIGH, PAGE);
     machine.roots[1] = OTHER_TABLES;
     let (_directory, core, _) = extract(&machine, &[]);
-    let core = read(&core);
+    let core = Core::read(&core);
     assert_eq!(
         core.kernel_segments(),
         [
@@ -153,7 +149,7 @@ fn without_a_kernel_half_addresses_are_physical_and_virtual_ones_are_refused() {
     for machine in [Machine::new(), identity] {
         let (directory, core, contents) = extract(&machine, &[]);
         assert_eq!(contents["addresses"], "physical");
-        assert_eq!(read(&core).at(HIGH, MIB), Some(&machine.high[..]));
+        assert_eq!(Core::read(&core).at(HIGH, MIB), Some(&machine.high[..]));
         let file = directory.path().join("vm.vmsnap");
         let refused = directory.path().join("refused.core");
         let arguments = [
@@ -174,7 +170,7 @@ fn without_a_kernel_half_addresses_are_physical_and_virtual_ones_are_refused() {
 fn physical_addresses_can_be_chosen() {
     let (machine, _) = machine(4);
     let (_directory, core, contents) = extract(&machine, &["--addresses", "physical"]);
-    let core = read(&core);
+    let core = Core::read(&core);
     assert_eq!(contents["addresses"], "physical");
     assert_eq!(core.segments().count(), 2);
     assert!(
@@ -191,7 +187,7 @@ fn the_kernels_own_note_is_in_the_core() {
     assert!(content.len() > 4096, "it goes on in a second page");
     put_note(&mut machine, NOTE, &content);
     let (directory, core, contents) = extract(&machine, &[]);
-    let notes = read(&core).notes();
+    let notes = Core::read(&core).notes();
     let note = notes.iter().find(|note| note.name == "VMCOREINFO").unwrap();
     assert_eq!((note.kind, note.content.as_slice()), (0, content.as_bytes()));
     assert_eq!(contents["linux"]["osrelease"], "6.1.0-9-amd64");
@@ -212,7 +208,12 @@ fn a_note_of_a_kernel_that_ran_before_is_not_believed() {
     put_note(&mut machine, NOTE, &stale);
     let (_directory, core, contents) = extract(&machine, &[]);
     assert_eq!(contents["linux"], Json::Null);
-    assert!(read(&core).notes().iter().all(|note| note.name != "VMCOREINFO"));
+    assert!(
+        Core::read(&core)
+            .notes()
+            .iter()
+            .all(|note| note.name != "VMCOREINFO")
+    );
     put_note(
         &mut machine,
         NOTE + 4 * PAGE,
@@ -234,7 +235,7 @@ fn the_kernels_page_table_is_followed_where_programs_do_not_see_it() {
     let (_directory, core, contents) = extract(&machine, &[]);
     assert_eq!(contents["linux"]["osrelease"], "6.1.0");
     assert_eq!(
-        read(&core).kernel_segments(),
+        Core::read(&core).kernel_segments(),
         [
             (0xffff_c900_0000_0000, HIGH, PAGE),
             (entry, HIGH + PAGE, PAGE),
@@ -247,7 +248,7 @@ fn the_kernels_page_table_is_followed_where_programs_do_not_see_it() {
 fn every_vcpu_has_a_thread_and_a_note_of_its_control_registers() {
     let (machine, _) = machine(5);
     let (_directory, core, _) = extract(&machine, &[]);
-    let notes = read(&core).notes();
+    let notes = Core::read(&core).notes();
     let kinds: Vec<_> = notes.iter().map(|note| (note.name.as_str(), note.kind)).collect();
     let thread = [("CORE", 1), ("CORE", 2)];
     assert_eq!(kinds, [thread, thread, [("QEMU", 0), ("QEMU", 0)]].concat());
@@ -307,14 +308,15 @@ fn page_tables_that_lead_in_circles_or_nowhere_are_bounded() {
     for (entry, target) in (256..512).zip([0x20_0003, 0x000f_ffff_ffff_f003, 0xfee0_0083].iter().cycle()) {
         set_entry(&mut outside, TABLES, entry, *target);
     }
-    for (machine, roots) in [
-        (&mut circle, [TABLES; 2]),
-        (&mut noise, [MIB as u64, MIB as u64 + PAGE]),
-        (&mut outside, [TABLES, 0x000f_ffff_ffff_f000]),
+    for (machine, roots, is_bounded) in [
+        (&mut circle, [TABLES; 2], true),
+        (&mut noise, [MIB as u64, MIB as u64 + PAGE], false),
+        (&mut outside, [TABLES, 0x000f_ffff_ffff_f000], false),
     ] {
         machine.roots = roots;
         let (_directory, core, contents) = extract(machine, &[]);
-        let core = read(&core);
+        let core = Core::read(&core);
+        assert_eq!(contents["page_tables_complete"], !is_bounded);
         assert!(core.headers.len() < 0xffff);
         assert_eq!(core.kernel_segments().len() as u64, contents["virtual_segments"]);
         assert!(
@@ -343,7 +345,7 @@ fn more_runs_than_an_elf_header_can_count_lose_the_shortest() {
         set_entry(&mut machine, directory_table, slot(address, 2), table | 3);
     }
     let (_directory, core, contents) = extract(&machine, &[]);
-    let core = read(&core);
+    let core = Core::read(&core);
     assert_eq!(core.headers.len(), 0xfffe);
     assert_eq!(contents["virtual_segments"], 0xfffe - 3);
     assert_eq!(contents["omitted_bytes"], (131_072 + 1 - (0xfffe - 3)) * PAGE);
