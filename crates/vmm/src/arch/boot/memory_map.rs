@@ -2,8 +2,8 @@
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::layout::{HIGH_RAM_START, LOW_RAM_END};
-use crate::memory::{HOLE_END, HOLE_START, ranges_of};
+use crate::layout::{HIGH_RAM_START, LOW_RAM_END, VIRTIO_BASE};
+use crate::memory::{HOLE_END, ranges_of};
 
 pub(super) const RAM: u32 = 1;
 pub(super) const RESERVED: u32 = 2;
@@ -16,8 +16,9 @@ pub(super) struct Entry {
     pub(super) kind: u32,
 }
 
-/// Returns the map in address order. The legacy area, where the generation id and the ACPI tables are, and
-/// the hole below 4 GiB are no RAM.
+/// Returns the map in address order. The legacy area, where the generation id and the ACPI tables are, is no
+/// RAM, and neither is the hole below 4 GiB, whose beginning is not mentioned: Linux complains of a machine
+/// without a free range there for PCI devices, though this one has no PCI.
 pub(super) fn entries(memory: &GuestMemoryMmap) -> Vec<Entry> {
     let high = HIGH_RAM_START.0;
     let entry = |start, end, kind| Entry { start, end, kind };
@@ -29,7 +30,7 @@ pub(super) fn entries(memory: &GuestMemoryMmap) -> Vec<Entry> {
             map.push(entry(start, end, RAM));
         }
     }
-    map.push(entry(HOLE_START, HOLE_END, RESERVED));
+    map.push(entry(VIRTIO_BASE.into(), HOLE_END, RESERVED));
     map.sort_by_key(|entry| entry.start);
     map
 }
