@@ -1,4 +1,5 @@
 //! Plain memory with fake disks: files that a thread writes whenever they are not held.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::any::Any;
 use std::fs::{self, File};
@@ -12,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use snapshot::{DiskSource, MachineRecord, PlainMemory, Subject, WriterSteps};
 use tempfile::TempDir;
 use vm_memory::GuestMemoryMmap;
-use vmm::{DevicesConfig, DiskConfig, DiskFormat, StateError, StatePart};
+use vmm::{DevicesConfig, DiscardRoute, DiskConfig, DiskFormat, StateError, StatePart};
 
 /// Length of a disk.
 const DISK_BYTES: u64 = 24 << 20;
@@ -73,6 +74,7 @@ impl DiskSource for FakeDisk {
 pub struct WithDisks {
     memory: PlainMemory,
     disks: Vec<FakeDisk>,
+    pub discard_route: DiscardRoute,
 }
 
 impl Subject for WithDisks {
@@ -111,6 +113,10 @@ impl Subject for WithDisks {
             },
             ..MachineRecord::without_devices()
         }
+    }
+
+    fn discard_route(&self) -> Option<DiscardRoute> {
+        Some(self.discard_route.clone())
     }
 
     fn encode(state: &WriterSteps) -> Result<Vec<StatePart>, StateError> {
@@ -155,7 +161,11 @@ impl DiskScene {
             thread::yield_now();
         }
         Some(Self {
-            subject: WithDisks { memory, disks },
+            subject: WithDisks {
+                memory,
+                disks,
+                discard_route: DiscardRoute::new(),
+            },
             directory,
             writer: Some(writer),
         })
@@ -203,6 +213,12 @@ impl DiskScene {
     /// Cuts the disk off when it is held next.
     pub fn shrink_when_held(&self, id: &str) {
         self.find(id).shared.shrink.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives a page of memory back to the host.
+    pub fn discard(&self, guest_address: u64) {
+        let route = &self.subject.discard_route;
+        route.discard(self.subject.memory(), guest_address, 4096).unwrap();
     }
 
     fn find(&self, id: &str) -> &FakeDisk {
