@@ -106,18 +106,14 @@ fn print_disks(disks: &[CheckedDisk], output: &mut Output) -> std::io::Result<()
     for disk in disks {
         let id = printable(&disk.id);
         let copy = printable(disk.copy.as_deref().unwrap_or("-"));
-        match disk.state {
-            CopyState::Matches => output.fact("disk", format_args!("{id}: {copy}: sound"))?,
-            CopyState::Differs => output.fact(
-                "disk",
-                format_args!("{id}: {copy}: damaged: not the content as of the snapshot"),
-            )?,
-            CopyState::Missing => output.fact(
-                "disk",
-                format_args!("{id}: {copy}: not checked: not beside the snapshot"),
-            )?,
-            CopyState::NotCopied => output.fact("disk", format_args!("{id}: not copied"))?,
-        }
+        let facts = match disk.state {
+            CopyState::Matches => "sound",
+            CopyState::Differs => "damaged: not the content as of the snapshot",
+            CopyState::Missing => "not checked: not beside the snapshot",
+            CopyState::UnknownFormat => "not checked: unknown format",
+            CopyState::NotCopied => "none was made",
+        };
+        output.fact("disk", format_args!("{id}: copy {copy}: {facts}"))?;
     }
     Ok(())
 }

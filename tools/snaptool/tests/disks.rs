@@ -96,14 +96,20 @@ fn a_deep_check_compares_the_copy_of_a_disk() {
     fs::write(&copy, content()).unwrap();
     assert_eq!(state_of_copy(&file, 0), "matches");
     let seen = run(["verify", "--deep", text(&file)], 0);
-    assert!(seen.contains("disk: data: vm.vmsnap.data.raw: sound"), "{seen}");
+    assert!(
+        seen.contains("disk: data: copy vm.vmsnap.data.raw: sound"),
+        "{seen}"
+    );
 
     let mut other = content();
     other[SIZE - 1] ^= 1;
     fs::write(&copy, &other).unwrap();
     assert_eq!(state_of_copy(&file, 1), "differs");
     let seen = run(["verify", "--deep", text(&file)], 1);
-    assert!(seen.contains("disk: data: vm.vmsnap.data.raw: damaged"), "{seen}");
+    assert!(
+        seen.contains("disk: data: copy vm.vmsnap.data.raw: damaged"),
+        "{seen}"
+    );
     run(["verify", text(&file)], 0);
 
     let mut longer = content();

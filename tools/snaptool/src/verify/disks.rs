@@ -24,9 +24,14 @@ pub enum CopyState {
     Differs,
     /// It is not beside the snapshot; it may be elsewhere.
     Missing,
+    /// It is of a format whose content is not known here.
+    UnknownFormat,
     /// None was made.
     NotCopied,
 }
+
+/// The format in which the bytes of a file are those of the disk.
+const RAW: &str = "raw";
 
 /// A disk and its copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -70,6 +75,9 @@ fn state(disk: &Disk, snapshot: &Path, progress: impl FnMut(u64)) -> anyhow::Res
     let Some(copy) = disk.copy_beside(snapshot) else {
         return Ok(CopyState::Missing);
     };
+    if disk.format != RAW {
+        return Ok(CopyState::UnknownFormat);
+    }
     let found =
         fingerprint(&copy, disk.virtual_size_bytes, progress).with_context(|| copy.display().to_string())?;
     Ok(if found == Some(expected) {
