@@ -87,7 +87,12 @@ impl NetState {
     pub(crate) fn restore(&mut self, known: u32, version: u32, state: &Value, tap: &str) -> Result<()> {
         let saved: NetState = from_value(known, version, state)?;
         if saved.mtu > self.mtu {
-            tracing::warn!(tap, mtu = self.mtu, guest_mtu = saved.mtu, "packets of the guest are too long");
+            tracing::warn!(
+                tap,
+                mtu = self.mtu,
+                guest_mtu = saved.mtu,
+                "packets of the guest are too long"
+            );
         }
         *self = saved;
         Ok(())

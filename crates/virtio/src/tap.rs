@@ -7,7 +7,10 @@
 //!
 //! What the interface is connected to (addresses, bridge, up or down) is left to whoever runs the machine.
 
-#![expect(unsafe_code, reason = "the tap interface is set up by ioctls that no safe wrapper covers")]
+#![expect(
+    unsafe_code,
+    reason = "the tap interface is set up by ioctls that no safe wrapper covers"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -30,7 +33,9 @@ const MAX_NAME_BYTES: usize = libc::IFNAMSIZ - 1;
 #[non_exhaustive]
 pub enum TapError {
     /// The name cannot be that of an interface.
-    #[error("{name:?} is not a name of a network interface (1 to {MAX_NAME_BYTES} bytes, no slash, blank or '%')")]
+    #[error(
+        "{name:?} is not a name of a network interface (1 to {MAX_NAME_BYTES} bytes, no slash, blank or '%')"
+    )]
     Name {
         /// The name as given.
         name: String,
@@ -158,13 +163,9 @@ impl Tap {
             step,
             source,
         };
-        let socket = rustix::net::socket_with(
-            AddressFamily::INET,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|source| failed(source.into()))?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+                .map_err(|source| failed(source.into()))?;
         let mut request = request_for(&self.name)?;
         // SAFETY: SIOCGIFMTU reads and writes one ifreq, which `request` is, and which outlives the call.
         let result = unsafe { ioctl_with_mut_ref(&socket, libc::SIOCGIFMTU, &mut request) };
@@ -228,12 +229,7 @@ fn interface_flags() -> libc::c_short {
 
 /// Whether the host has an interface of this name.
 fn exists(name: &str) -> bool {
-    let socket = rustix::net::socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    );
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
     socket.is_ok_and(|socket| netdevice::name_to_index(socket, name).is_ok())
 }
 
@@ -255,4 +251,4 @@ fn request_for(name: &str) -> Result<libc::ifreq, TapError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -78,7 +78,12 @@ impl Handler {
                 break;
             }
         }
-        let Context { memory, queues, interrupt, .. } = context;
+        let Context {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = context;
         match queues.get_mut(RX_QUEUE) {
             Some(queue) => queue.notify(memory, interrupt).map(|()| served),
             None => Ok(Served::Done),
@@ -110,12 +115,21 @@ impl Handler {
     /// Lays the packet that waits over as many buffers as it takes, or leaves all of them where they are.
     fn deliver(&mut self, context: &mut Context) -> Result<Delivery> {
         let mergeable = context.has_feature(VIRTIO_NET_F_MRG_RXBUF);
-        let Context { memory, queues, interrupt, .. } = context;
+        let Context {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = context;
         let Some(queue) = queues.get_mut(RX_QUEUE) else {
             return Ok(Delivery::NoBuffers);
         };
         queue.disable_kicks(memory)?;
-        let most = if mergeable { usize::from(queue.queue.size()) } else { 1 };
+        let most = if mergeable {
+            usize::from(queue.queue.size())
+        } else {
+            1
+        };
         let mut chains = Vec::with_capacity(1);
         let mut room = 0;
         while room < self.waiting_bytes && chains.len() < most {
@@ -129,7 +143,11 @@ impl Handler {
         }
         let len = std::mem::take(&mut self.waiting_bytes);
         if room < len {
-            tracing::debug!(len, room, "packet for the guest is longer than its buffers; dropped");
+            tracing::debug!(
+                len,
+                room,
+                "packet for the guest is longer than its buffers; dropped"
+            );
             chains.iter().for_each(|_| queue.unpop());
             return Ok(Delivery::Done);
         }
@@ -149,16 +167,27 @@ impl Handler {
 
     /// Gives the host the guest's packets. Those that it does not take are lost, as on any network.
     fn transmit(&mut self, context: &mut Context) -> Result<Served> {
-        let Context { memory, queues, interrupt, .. } = context;
+        let Context {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = context;
         let Some(queue) = queues.get_mut(TX_QUEUE) else {
             return Ok(Served::Done);
         };
         let memory = &*memory;
         let served = queue.for_each_chain(memory, |queue, chain| {
             let head = chain.head_index();
-            let mut reader = chain.reader(memory).map_err(|_| broken(TX_QUEUE, "packet outside memory"))?;
+            let mut reader = chain
+                .reader(memory)
+                .map_err(|_| broken(TX_QUEUE, "packet outside memory"))?;
             let len = reader.available_bytes();
-            match self.outgoing.get_mut(..len).filter(|packet| packet.len() >= HEADER_BYTES) {
+            match self
+                .outgoing
+                .get_mut(..len)
+                .filter(|packet| packet.len() >= HEADER_BYTES)
+            {
                 Some(packet) => {
                     let failed = |_| broken(TX_QUEUE, "packet cannot be read");
                     reader.read_exact(packet).map_err(failed)?;
@@ -198,8 +227,12 @@ impl QueueHandler for Handler {
 
 /// Bytes that the device may write into a chain; what lies outside memory fails when it is written.
 fn writable_bytes(chain: &Chain<'_>) -> usize {
-    let lens = chain.clone().writable().map(|descriptor| usize::try_from(descriptor.len()));
-    lens.map(|len| len.unwrap_or(usize::MAX)).fold(0, usize::saturating_add)
+    let lens = chain
+        .clone()
+        .writable()
+        .map(|descriptor| usize::try_from(descriptor.len()));
+    lens.map(|len| len.unwrap_or(usize::MAX))
+        .fold(0, usize::saturating_add)
 }
 
 /// Writes `packet` over the chains, in turn: the head of each and the bytes that went into it.
@@ -208,9 +241,13 @@ fn write_packet(memory: &GuestMemoryMmap, chains: Vec<Chain<'_>>, packet: &[u8])
     let mut used = Vec::with_capacity(chains.len());
     for chain in chains {
         let head = chain.head_index();
-        let mut writer = chain.writer(memory).map_err(|_| broken(RX_QUEUE, "buffer outside memory"))?;
+        let mut writer = chain
+            .writer(memory)
+            .map_err(|_| broken(RX_QUEUE, "buffer outside memory"))?;
         let (part, after) = rest.split_at(rest.len().min(writer.available_bytes()));
-        writer.write_all(part).map_err(|_| broken(RX_QUEUE, "buffer cannot be written"))?;
+        writer
+            .write_all(part)
+            .map_err(|_| broken(RX_QUEUE, "buffer cannot be written"))?;
         used.push((head, u32::try_from(part.len()).unwrap_or(u32::MAX)));
         rest = after;
     }
@@ -229,9 +266,13 @@ fn complete_together(memory: &GuestMemoryMmap, queue: &mut ActiveQueue, used: &[
         // The used ring's elements of 8 bytes follow its flags and index (virtio 1.2, 2.7.8).
         let position = queue.queue.next_used();
         let offset = 4 + 8 * u64::from(position % size);
-        let address = GuestAddress(queue.queue.used_ring()).checked_add(offset).ok_or_else(outside)?;
+        let address = GuestAddress(queue.queue.used_ring())
+            .checked_add(offset)
+            .ok_or_else(outside)?;
         let element = u64::from(*head) | u64::from(*written) << 32;
-        memory.write_obj(element.to_le(), address).map_err(|_| outside())?;
+        memory
+            .write_obj(element.to_le(), address)
+            .map_err(|_| outside())?;
         queue.queue.set_next_used(position.wrapping_add(1));
     }
     queue.complete(memory, *last_head, *last_written)

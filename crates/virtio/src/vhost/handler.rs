@@ -163,7 +163,9 @@ impl<B: Backend> Handler<B> {
         for (index, queue) in context.queues.iter_mut().enumerate().take(self.rings.len()) {
             let base = self.backend.kernel().get_vring_base(index);
             let base = base.map_err(failed("ask for the position in a ring"))?;
-            queue.queue.set_next_avail(u16::try_from(base & 0xffff).unwrap_or_default());
+            queue
+                .queue
+                .set_next_avail(u16::try_from(base & 0xffff).unwrap_or_default());
             let used = queue.queue.used_idx(&context.memory, Ordering::Acquire);
             let used = used.map_err(|source| Error::Queue { queue: index, source })?;
             queue.queue.set_next_used(used.0);
@@ -220,7 +222,11 @@ impl<B: Backend> QueueHandler for Handler<B> {
     }
 
     fn drain(&mut self, context: &mut Context, _deadline: Instant) -> Result<()> {
-        if self.attached { self.detach(context) } else { Ok(()) }
+        if self.attached {
+            self.detach(context)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -247,9 +253,15 @@ fn set_up_ring(
     kernel
         .set_vring_addr(index, &addresses)
         .map_err(failed("set the addresses of a ring"))?;
-    kernel.set_vring_call(index, &ring.call).map_err(failed("set a call event"))?;
-    kernel.set_vring_err(index, &ring.error).map_err(failed("set an error event"))?;
-    kernel.set_vring_kick(index, &ring.kick).map_err(failed("set a kick event"))
+    kernel
+        .set_vring_call(index, &ring.call)
+        .map_err(failed("set a call event"))?;
+    kernel
+        .set_vring_err(index, &ring.error)
+        .map_err(failed("set an error event"))?;
+    kernel
+        .set_vring_kick(index, &ring.kick)
+        .map_err(failed("set a kick event"))
 }
 
 fn kick(ring: &Ring) {

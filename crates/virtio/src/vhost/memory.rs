@@ -58,7 +58,10 @@ pub fn ring_addresses(memory: &GuestMemoryMmap, queue: &Queue, index: usize) -> 
         (queue.avail_ring(), 6 + 2 * size),
         (queue.used_ring(), 6 + 8 * size),
     ];
-    if parts.iter().any(|(address, len)| !within_a_region(memory, *address, *len)) {
+    if parts
+        .iter()
+        .any(|(address, len)| !within_a_region(memory, *address, *len))
+    {
         return Err(Error::Protocol {
             queue: index,
             problem: "ring outside guest memory",

@@ -36,7 +36,9 @@ struct Device {
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Device").field("tap", &self.tap).finish_non_exhaustive()
+        f.debug_struct("Device")
+            .field("tap", &self.tap)
+            .finish_non_exhaustive()
     }
 }
 

@@ -42,7 +42,9 @@ struct Device {
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Device").field("notice", &self.notice).finish_non_exhaustive()
+        f.debug_struct("Device")
+            .field("notice", &self.notice)
+            .finish_non_exhaustive()
     }
 }
 
@@ -62,7 +64,12 @@ impl Backend for Device {
     }
 
     fn serve(&mut self, context: &mut Context, queue: usize) -> Result<()> {
-        let Context { memory, queues, interrupt, .. } = context;
+        let Context {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = context;
         match queues.get_mut(queue) {
             Some(queue) if !self.notice.is_done() => self.notice.advance(memory, queue, interrupt),
             _ => Ok(()),
@@ -150,5 +157,25 @@ impl VirtioDevice for VhostVsock {
         self.next_host_port = state.next_host_port;
         self.worker
             .with_handler(|handler| handler.backend.notice = Notice::Due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_vhost_says_which_module_is_missing() {
+        if std::fs::metadata(PATH).is_ok() {
+            eprintln!("SKIPPED: a_host_without_vhost_says_which_module_is_missing: this host has it");
+            return;
+        }
+        let config = VsockConfig {
+            cid: 3,
+            uds: None,
+            vhost: true,
+        };
+        let error = VhostVsock::new(&config).unwrap_err().to_string();
+        assert!(error.contains(PATH) && error.contains("vhost_vsock"), "{error}");
     }
 }

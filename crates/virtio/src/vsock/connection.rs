@@ -217,7 +217,11 @@ impl Connection {
         };
         match (&self.stream).read(room) {
             Ok(0) => {
-                let both = if self.hung_up { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
+                let both = if self.hung_up {
+                    SHUTDOWN_BOTH
+                } else {
+                    SHUTDOWN_SEND
+                };
                 self.end_by_host(both)
             }
             Ok(len) => {
@@ -291,7 +295,11 @@ impl Connection {
             self.phase = Phase::Ending;
             return;
         }
-        let written = if self.buffer.is_empty() { self.write(payload) } else { Some(0) };
+        let written = if self.buffer.is_empty() {
+            self.write(payload)
+        } else {
+            Some(0)
+        };
         let waits = written.and_then(|written| payload.get(written..));
         self.buffer.extend(waits.unwrap_or_default());
     }

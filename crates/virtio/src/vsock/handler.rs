@@ -39,7 +39,12 @@ impl Handler {
 
     /// Takes packets of the guest, as long as there is room for their refusals.
     fn take_packets(&mut self, context: &mut Context) -> Result<Served> {
-        let Context { memory, queues, interrupt, .. } = context;
+        let Context {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = context;
         let Some(queue) = queues.get_mut(TX_QUEUE) else {
             return Ok(Served::Done);
         };
@@ -63,9 +68,16 @@ impl Handler {
         Ok(served)
     }
 
-    fn take_packet(&mut self, memory: &GuestMemoryMmap, queue: &mut ActiveQueue, chain: Chain<'_>) -> Result<()> {
+    fn take_packet(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        queue: &mut ActiveQueue,
+        chain: Chain<'_>,
+    ) -> Result<()> {
         let head = chain.head_index();
-        let mut reader = chain.reader(memory).map_err(|_| broken(TX_QUEUE, "packet outside memory"))?;
+        let mut reader = chain
+            .reader(memory)
+            .map_err(|_| broken(TX_QUEUE, "packet outside memory"))?;
         let mut bytes = [0; HEADER_BYTES];
         let short = |_| broken(TX_QUEUE, "packet shorter than it says");
         reader.read_exact(&mut bytes).map_err(short)?;
@@ -86,7 +98,12 @@ impl Handler {
         if !self.notice.is_done() {
             return Ok(Served::Done);
         }
-        let Context { memory, queues, interrupt, .. } = context;
+        let Context {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = context;
         let Some(queue) = queues.get_mut(RX_QUEUE) else {
             return Ok(Served::Done);
         };
@@ -108,12 +125,22 @@ impl Handler {
         Ok(served)
     }
 
-    fn give_packet(&mut self, memory: &GuestMemoryMmap, queue: &mut ActiveQueue, chain: Chain<'_>) -> Result<()> {
+    fn give_packet(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        queue: &mut ActiveQueue,
+        chain: Chain<'_>,
+    ) -> Result<()> {
         let head = chain.head_index();
-        let mut writer = chain.writer(memory).map_err(|_| broken(RX_QUEUE, "buffer outside memory"))?;
+        let mut writer = chain
+            .writer(memory)
+            .map_err(|_| broken(RX_QUEUE, "buffer outside memory"))?;
         let room = writer.available_bytes().checked_sub(HEADER_BYTES);
         let room = room.ok_or_else(|| broken(RX_QUEUE, "buffer shorter than a header"))?;
-        let payload = self.payload.get_mut(..room.min(MAX_PAYLOAD_BYTES)).unwrap_or_default();
+        let payload = self
+            .payload
+            .get_mut(..room.min(MAX_PAYLOAD_BYTES))
+            .unwrap_or_default();
         let Some(header) = self.mux.next_packet(payload) else {
             queue.unpop();
             return Ok(());
@@ -132,14 +159,18 @@ impl Handler {
         let served = self.give_packets(context)?;
         if self.held_up && self.mux.can_receive() {
             self.held_up = false;
-            self.take_packets(context)?;
-            return Ok(Served::More);
+            serve_again(context, TX_QUEUE);
         }
         Ok(served)
     }
 
     fn advance_notice(&mut self, context: &mut Context) -> Result<()> {
-        let Context { memory, queues, interrupt, .. } = context;
+        let Context {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = context;
         match queues.get_mut(EVENT_QUEUE) {
             Some(queue) if !self.notice.is_done() => self.notice.advance(memory, queue, interrupt),
             _ => Ok(()),
@@ -169,14 +200,18 @@ impl QueueHandler for Handler {
 
     fn ready(&mut self, context: &mut Context, _token: u32) -> Result<()> {
         self.mux.poll_sockets();
-        if self.move_packets(context)? == Served::More
-            && let Some(queue) = context.queues.get(RX_QUEUE)
-        {
-            // What is left is served in turn with everything else.
-            // A kick whose counter is full is pending already.
-            let _ = queue.kick.write(1);
+        if self.move_packets(context)? == Served::More {
+            serve_again(context, RX_QUEUE);
         }
         Ok(())
+    }
+}
+
+/// Has a queue served in turn with everything else.
+fn serve_again(context: &Context, queue: usize) {
+    if let Some(queue) = context.queues.get(queue) {
+        // A counter that is full is a kick that is pending.
+        let _ = queue.kick.write(1);
     }
 }
 

@@ -186,7 +186,11 @@ impl Mux {
     pub fn poll_sockets(&mut self) {
         let mut events = Vec::with_capacity(EVENTS);
         let now = rustix::time::Timespec::default();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)) {
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&now),
+        ) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => tracing::warn!(%error, "cannot look at the sockets of the vsock device"),
         }
@@ -252,7 +256,10 @@ impl Mux {
             }
         };
         let Some(key) = self.free_key(guest_port) else {
-            tracing::debug!(guest_port, "too many vsock connections; one of the host's dropped");
+            tracing::debug!(
+                guest_port,
+                "too many vsock connections; one of the host's dropped"
+            );
             return;
         };
         // The socket is being watched under this token already.
@@ -295,7 +302,10 @@ impl Mux {
     /// Whether there is room for a connection; if need be at the cost of one that has ended on one side.
     fn make_room(&mut self) -> bool {
         if self.connections.len() >= MAX_CONNECTIONS {
-            let mut closing = self.connections.iter().filter(|(_, entry)| entry.connection.is_closing());
+            let mut closing = self
+                .connections
+                .iter()
+                .filter(|(_, entry)| entry.connection.is_closing());
             if let Some(key) = closing.next().map(|(key, _)| *key) {
                 self.forget(key);
             }
@@ -352,10 +362,8 @@ impl Mux {
 
 /// Watches a socket for everything, edge-triggered.
 fn watch(epoll: &OwnedFd, stream: &UnixStream, token: u64) -> rustix::io::Result<()> {
-    let events = epoll::EventFlags::IN
-        | epoll::EventFlags::OUT
-        | epoll::EventFlags::RDHUP
-        | epoll::EventFlags::ET;
+    let events =
+        epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
     epoll::add(epoll, stream, epoll::EventData::new_u64(token), events)
 }
 

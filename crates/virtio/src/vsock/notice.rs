@@ -6,10 +6,10 @@
 //! when it has ended its connections, it gets no packets: a connection made in between would be ended too.
 
 use std::io::Write;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::QueueT;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
@@ -59,13 +59,32 @@ impl Notice {
             }
         }
         if let Notice::Placed(available) = *self {
-            queue.enable_kicks(memory)?;
+            ask_for_kick(memory, queue, available)?;
             if available_index(memory, queue)? != available {
                 *self = Notice::Done;
             }
         }
         Ok(())
     }
+}
+
+/// Asks to be notified of a buffer beyond the first `available`. The queue itself would ask for one beyond
+/// those that it has taken, of which the driver has made more available long ago.
+fn ask_for_kick(memory: &GuestMemoryMmap, queue: &mut ActiveQueue, available: u16) -> Result<()> {
+    queue.enable_kicks(memory)?;
+    if queue.queue.event_idx_enabled() {
+        // `avail_event` follows the used ring's elements (virtio 1.2, 2.7.8).
+        let offset = 4 + 8 * u64::from(queue.queue.size());
+        let address = GuestAddress(queue.queue.used_ring().saturating_add(offset));
+        let stored = memory.store(available.to_le(), address, Ordering::Relaxed);
+        stored.map_err(|_| Error::Protocol {
+            queue: queue.index,
+            problem: "used ring outside memory",
+        })?;
+        // The driver reads it after it has made a buffer available; we look for one after this.
+        fence(Ordering::SeqCst);
+    }
+    Ok(())
 }
 
 /// Puts the event into a buffer; returns the available index of that moment, or nothing without a buffer.
@@ -76,7 +95,10 @@ fn place(memory: &GuestMemoryMmap, queue: &mut ActiveQueue) -> Result<Option<u16
     };
     let index = queue.index;
     let head = chain.head_index();
-    let written = chain.writer(memory).ok().map(|mut writer| writer.write_all(&TRANSPORT_RESET));
+    let written = chain
+        .writer(memory)
+        .ok()
+        .map(|mut writer| writer.write_all(&TRANSPORT_RESET));
     let Some(Ok(())) = written else {
         return Err(Error::Protocol {
             queue: index,

@@ -144,7 +144,9 @@ impl Handshake {
 
 fn parse_line(line: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(line).ok()?.trim_end();
-    let port = text.strip_prefix("CONNECT ").or_else(|| text.strip_prefix("connect "))?;
+    let port = text
+        .strip_prefix("CONNECT ")
+        .or_else(|| text.strip_prefix("connect "))?;
     port.parse().ok()
 }
 
