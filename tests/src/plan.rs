@@ -18,6 +18,11 @@ pub struct Plan {
     pub files_image: PathBuf,
     /// Directory for everything that is made; on a file system in memory.
     pub work: PathBuf,
+    /// Whether only one machine may run at a time: the source is paused while a copy is looked at.
+    ///
+    /// QEMU's emulation of nested paging loses track when two machines run at once: now and then one of them, or
+    /// the outer kernel, dies of faults that cannot be.
+    pub one_at_a_time: bool,
     /// What is to be shown.
     pub rounds: Vec<Round>,
 }

@@ -73,11 +73,17 @@ fn other_kernels_never_notice_and_copies_know_what_they_are() {
 fn what_the_kernel_writes_for_vhost_is_captured() {
     let wanted = wanted("vhost", CLOUD, &[CLOUD], SHORT);
     run(&wanted, |kernels, place| {
-        let caught = Round::Program {
-            name: "vhost-vsock without a guest".to_owned(),
-            command: vec![place.join("vhost_caught").display().to_string()],
+        let program = |name: &str, arguments: &[&str]| Round::Program {
+            name: name.to_owned(),
+            command: std::iter::once(place.join("vhost_caught").display().to_string())
+                .chain(arguments.iter().map(|argument| (*argument).to_owned()))
+                .collect(),
         };
-        vec![caught, linux(&kernels[0], 1, FEW, true)]
+        vec![
+            program("vhost-vsock without a guest", &["--rounds", "20"]),
+            program("the oracle of vhost can fail", &["--no-protect", "--rounds", "3"]),
+            linux(&kernels[0], 1, FEW, true),
+        ]
     });
 }
 

@@ -35,7 +35,7 @@ pub fn run(image: &Path, initrd: &Path, outputs: &Outputs<'_>, limit: Duration) 
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "max,+svm,+npt",
+            "max,+svm,+npt,la57=off",
             "-smp",
             "2",
             "-m",

@@ -101,6 +101,7 @@ pub fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> 
         } else {
             PathBuf::from("/tmp/work")
         },
+        one_at_a_time: !is_direct,
         rounds: rounds(&planned, &place),
     };
     let plan = serde_json::to_vec_pretty(&plan).context("the plan")?;

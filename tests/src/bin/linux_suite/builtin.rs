@@ -31,6 +31,9 @@ fn rounds(plan: &Plan, snapshots: u32, machine: &mut Machine, report: &mut Repor
             check(plan, &file)
         })?;
     }
+    if plan.one_at_a_time {
+        machine.control("pause", &[])?;
+    }
     let arguments = ["restore".to_owned(), file.display().to_string()];
     let mut restored = Machine::start(&plan.programs, &plan.work, "restored", &arguments)?;
     let again = plan.work.join("again.vmsnap");

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use e2e::plan::{Plan, PlannedKernel};
 use linux_guest::disk::DISK_BYTES;
-use linux_guest::status::Status;
+use linux_guest::status::{Entropy, Status};
 
 use crate::clock::{self, Moments, Policy};
 use crate::machine::{Machine, Said, now_ms};
@@ -88,11 +88,18 @@ impl<'a> Scenario<'a> {
                 Policy::Continue
             };
             report.step(&format!("disks {number}"), |seen| self.check_disks(&taken, seen))?;
+            if self.plan.one_at_a_time {
+                source.control("pause", &[])?;
+            }
             self.restore(&taken, policy, &format!("copy{number}"), report)?;
             if number == snapshots {
+                report.step("core", |seen| snapshot::check_core(self.plan, &taken.file, seen))?;
                 self.twins(&taken, report)?;
             }
             self.clear(&taken)?;
+            if self.plan.one_at_a_time {
+                source.control("resume", &[])?;
+            }
         }
         report.step("the source has noticed nothing", |seen| {
             let now = source.wait_for_news()?.status;
@@ -204,18 +211,23 @@ impl<'a> Scenario<'a> {
             return Ok(());
         }
         report.step("two copies of one snapshot", |_seen| {
-            let mut first = self.start_copy(taken, Policy::Continue, "twin1")?;
-            let mut second = self.start_copy(taken, Policy::Continue, "twin2")?;
-            let (one, other) = (first.wait_for_fork()?, second.wait_for_fork()?);
+            let (one, other) = (self.twin(taken, "twin1")?, self.twin(taken, "twin2")?);
             ensure!(one.urandom != other.urandom, "both copies draw {}", one.urandom);
             ensure!(
                 one.hwrng != other.hwrng,
                 "both copies draw {} from the host",
                 one.hwrng
             );
-            first.power_off()?;
-            second.power_off()
+            Ok(())
         })
+    }
+
+    /// Restores a snapshot, and returns what the copy draws when it has noticed to be one.
+    fn twin(&self, taken: &Taken, name: &str) -> Result<Entropy> {
+        let mut twin = self.start_copy(taken, Policy::Continue, name)?;
+        let drawn = twin.wait_for_fork()?;
+        twin.power_off()?;
+        Ok(drawn)
     }
 
     fn start_copy(&self, taken: &Taken, policy: Policy, name: &str) -> Result<Machine> {

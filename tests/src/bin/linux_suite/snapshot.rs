@@ -1,9 +1,12 @@
 //! Taking a snapshot, and what is checked of every one.
 
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::plan::Plan;
 use serde_json::Value;
 
 use crate::machine::Machine;
@@ -38,6 +41,36 @@ pub fn take(machine: &Machine, file: &Path, seen: &mut Seen) -> Result<()> {
     let expected = expected_path()?;
     ensure!(path == expected, "the kernel path is {path}, not {expected}");
     Ok(())
+}
+
+/// Checks that `snaptool` finds the kernel in a snapshot: a core file with its addresses, its release, its processors.
+pub fn check_core(plan: &Plan, file: &Path, seen: &mut Seen) -> Result<()> {
+    let core = plan.work.join("guest.core");
+    let output = Command::new(plan.programs.join("snaptool"))
+        .args(["restore", "--json"])
+        .arg(file)
+        .arg("--elf-core")
+        .arg(&core)
+        .output()
+        .context("cannot run snaptool")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "snaptool restore: {}: {said}",
+        output.status
+    );
+    let answer: Value = serde_json::from_slice(&output.stdout).context("answer of snaptool")?;
+    let found = &answer["written"][0]["core"];
+    ensure!(
+        found["addresses"] == "virtual" && found["page_tables_complete"] == true,
+        "the core has not the kernel's addresses: {found}"
+    );
+    let release = found["linux"]["osrelease"].as_str();
+    seen.fact(
+        "release",
+        release.with_context(|| format!("no release in {found}"))?,
+    );
+    fs::remove_file(&core).context("cannot remove a core")
 }
 
 /// How memory that is not populated must be protected on this kernel: write-protection covers it since Linux 6.4.
