@@ -8,6 +8,7 @@
 //!
 //! A request that breaks the rules but has room for a status is answered with one; a chain that cannot even
 //! be answered leaves the driver's ring in disorder, and the device asks for a reset.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used)]
 
 mod backend;
 mod device;

@@ -2,6 +2,7 @@
 //!
 //! A balloon frees pages that the guest does not need. Whoever must see such pages before they are gone, a
 //! capture in progress above all, takes the discards over by installing a route of its own.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use std::fmt;
 use std::io;

@@ -127,7 +127,7 @@ impl Driver {
         assert_eq!(self.read(mmio::VIRTIO_MMIO_QUEUE_READY), 0);
         let size = u16::try_from(self.read(mmio::VIRTIO_MMIO_QUEUE_NUM_MAX)).unwrap();
         assert_ne!(size, 0, "no queue {queue}");
-        let ring = self.place_ring(queue, size);
+        let ring = self.place_ring(size);
         self.write_ring(&ring);
         self.write(mmio::VIRTIO_MMIO_QUEUE_READY, 1);
         assert_eq!(self.read(mmio::VIRTIO_MMIO_QUEUE_READY), 1, "queue {queue}");
@@ -135,10 +135,10 @@ impl Driver {
     }
 
     /// Makes a ring in guest memory.
-    pub(crate) fn place_ring(&mut self, queue: usize, size: u16) -> Ring {
+    pub(crate) fn place_ring(&mut self, size: u16) -> Ring {
         let table = self.allocate(Ring::len_bytes(size));
         let event_idx = self.features >> VIRTIO_RING_F_EVENT_IDX & 1 == 1;
-        Ring::new(queue, size, table, event_idx, &self.memory)
+        Ring::new(size, table, event_idx, &self.memory)
     }
 
     /// Writes the selected queue's registers but the last.

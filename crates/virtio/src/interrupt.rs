@@ -3,6 +3,7 @@
 //! A bit is set before the event is written, and the driver acknowledges a bit before it looks at what the
 //! bit stands for, so nothing is lost whichever thread signals. The event is an edge: KVM's irqfd injects
 //! one interrupt for each write, coalesced while one is pending.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use std::io;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 //! The rings are `virtio-queue`'s. Added here is what a hostile or restored driver makes necessary: a ring
 //! that contradicts itself is an error and not an empty ring, no loop over a ring is longer than the ring,
 //! and interrupts are suppressed where the driver asks for it without `EVENT_IDX`, too.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used)]
 
 mod buffers;
 mod state;

@@ -1,4 +1,5 @@
 //! The entropy device (virtio 1.2, 5.4): fills what memory the driver offers with the host's random bytes.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use ciborium::Value;
 use serde::{Deserialize, Serialize};

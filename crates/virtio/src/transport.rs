@@ -7,6 +7,7 @@
 //!
 //! The registers of a queue are those that the driver wrote. The ring positions among them are current only
 //! where the device is not activated: the device has them while it works, and they are asked for in a save.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used)]
 
 mod registers;
 mod state;
@@ -115,6 +116,7 @@ impl MmioTransport {
     /// # Panics
     /// There is no such queue.
     #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "the caller's number, not the guest's")]
     pub fn kick_event(&self, queue: usize) -> &EventFd {
         &self.queues[queue].kick
     }

@@ -12,6 +12,7 @@
 //! The slot's lock is held for moves only, never while guest memory is touched: a thread that waits in a
 //! page fault, which the one who pauses may have to serve, holds no lock. Whoever waits for a thread to park
 //! waits for a bounded time, then takes the command back, and the thread works on.
+#![warn(clippy::indexing_slicing, clippy::unwrap_used)]
 
 mod context;
 mod slot;

@@ -36,13 +36,7 @@ impl Ring {
     }
 
     /// Makes an empty ring at `table`.
-    pub(crate) fn new(
-        _queue: usize,
-        size: u16,
-        table: u64,
-        event_idx: bool,
-        memory: &GuestMemoryMmap,
-    ) -> Self {
+    pub(crate) fn new(size: u16, table: u64, event_idx: bool, memory: &GuestMemoryMmap) -> Self {
         let available = table + u64::from(size) * 16;
         let used = (available + 6 + u64::from(size) * 2).next_multiple_of(4);
         let len = usize::try_from(Self::len_bytes(size)).unwrap();

@@ -10,7 +10,7 @@ fn queue(event_idx: bool) -> (Driver, ActiveQueue, Interrupt) {
     } else {
         0
     };
-    let ring = driver.place_ring(0, 16);
+    let ring = driver.place_ring(16);
     let state = QueueState {
         size: 16,
         ready: true,

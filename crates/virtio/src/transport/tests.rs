@@ -245,7 +245,7 @@ fn features_and_queues_cannot_change_once_agreed_on() {
 #[test]
 fn rings_outside_memory_or_misaligned_do_not_become_ready() {
     let (mut driver, _) = agreed();
-    let good = driver.place_ring(0, 16);
+    let good = driver.place_ring(16);
     driver.write(VIRTIO_MMIO_QUEUE_SEL, 0);
     for (name, low, address) in [
         ("table in the hole", VIRTIO_MMIO_QUEUE_DESC_LOW, 12 << 20),
