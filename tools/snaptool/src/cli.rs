@@ -185,6 +185,10 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "KIND", requires = "elf_core")]
     pub addresses: Option<Addresses>,
 
+    /// Add the virtual addresses of the program that this vCPU runs: the lower half.
+    #[arg(long, value_name = "VCPU", requires = "elf_core")]
+    pub program: Option<u32>,
+
     /// Write the vmstate as JSON; - is standard output.
     #[arg(long, value_name = "FILE")]
     pub vmstate: Option<PathBuf>,

@@ -51,7 +51,7 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
     let core = args
         .elf_core
         .as_deref()
-        .map(|path| core_file::create(path, &snapshot, args.addresses))
+        .map(|path| core_file::create(path, &snapshot, args.addresses, args.program))
         .transpose()
         .with_context(|| args.file.display().to_string())?;
     let (core, contents) = core.unzip();

@@ -141,6 +141,36 @@ fn every_vcpu_adds_what_its_page_tables_map() {
 }
 
 #[test]
+fn the_program_that_a_vcpu_runs_can_be_added() {
+    let (mut machine, _) = machine(4);
+    let mut other = PageTables::kernel(&mut machine, OTHER_TABLES);
+    other.map(&mut machine, 0x40_0000, HIGH + 128 * PAGE, PAGE);
+    machine.roots[1] = OTHER_TABLES;
+    let (directory, core, contents) = extract(&machine, &["--program", "1"]);
+    assert_eq!(contents["virtual_segments"], 2);
+    let core = Core::read(&core);
+    assert_eq!(core.at(0x40_0000, 4096), Some(&[0xa5; 4096][..]));
+    assert_eq!(core.at(TEXT, 2 * MIB), Some(&machine.low[..]));
+    let (_directory, without, _) = extract(&machine, &["--program", "0"]);
+    assert_eq!(Core::read(&without).at(0x40_0000, 1), None, "vCPU 0 runs another");
+
+    let file = directory.path().join("vm.vmsnap");
+    let refused = directory.path().join("refused.core");
+    let arguments = ["restore", text(&file), "--elf-core", text(&refused)];
+    for (options, reason) in [
+        (&["--program", "2"][..], "vCPU 2 has no 64-bit page tables"),
+        (
+            &["--program", "1", "--addresses", "physical"],
+            "has virtual addresses",
+        ),
+    ] {
+        let complaint = complaint(arguments.iter().chain(options), 2);
+        assert!(complaint.contains(reason), "{complaint}");
+    }
+    assert!(!refused.exists());
+}
+
+#[test]
 fn without_a_kernel_half_addresses_are_physical_and_virtual_ones_are_refused() {
     let mut identity = Machine::new();
     identity.levels = 4;

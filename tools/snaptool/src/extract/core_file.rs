@@ -80,7 +80,7 @@ impl Contents {
     }
 }
 
-/// Begins a core file; memory is yet to be written to it.
+/// Begins a core file; memory is yet to be written to it. `program` is the number of a vCPU.
 ///
 /// # Errors
 /// The guest is not x86-64; virtual addresses are asked for and there are none; the snapshot cannot
@@ -89,6 +89,7 @@ pub fn create(
     path: &Path,
     snapshot: &Snapshot,
     addresses: Option<Addresses>,
+    program: Option<u32>,
 ) -> anyhow::Result<(Target, Contents)> {
     let architecture = snapshot.header().architecture;
     anyhow::ensure!(
@@ -96,8 +97,11 @@ pub fn create(
         "no ELF core for a guest of architecture {architecture}"
     );
     let vcpus = Vcpu::all(snapshot).context("registers of the vCPUs")?;
-    let mut kernel = Kernel::find(snapshot, &vcpus).context("kernel of the guest")?;
+    let mut kernel = Kernel::find(snapshot, &vcpus, program).context("kernel of the guest")?;
     let addresses = match addresses {
+        Some(Addresses::Physical) if program.is_some() => {
+            anyhow::bail!("a program has virtual addresses; --addresses physical has none")
+        }
         None if kernel.map.is_empty() => Addresses::Physical,
         None => Addresses::Virtual,
         Some(Addresses::Virtual) if kernel.map.is_empty() => anyhow::bail!(

@@ -3,6 +3,8 @@
 //! Several page tables add to one map. The first that maps an address decides; what later ones say
 //! of it is dropped, so that runs never overlap.
 
+use std::ops::Range;
+
 use snapfile::MemoryRegion;
 
 /// A run of virtual addresses that shows contiguous guest memory.
@@ -69,17 +71,16 @@ impl AddressMap {
 
     /// Returns the place of the run at which the kernel's map of all memory begins, if there is one.
     ///
-    /// The longest run below `end` belongs to it; it begins with the run of the lowest guest
+    /// The longest run within `addresses` belongs to it; it begins with the run of the lowest guest
     /// address that is as far from its virtual address.
-    pub fn linear(&self, end: u64) -> Option<usize> {
+    pub fn linear(&self, addresses: Range<u64>) -> Option<usize> {
         let distance = |run: &Run| run.virtual_address.wrapping_sub(run.guest_address);
-        let below = || {
-            (0..)
-                .zip(&self.0)
-                .take_while(|(_, run)| run.virtual_address < end)
+        let within = || {
+            let runs = (0..).zip(&self.0);
+            runs.filter(|(_, run)| addresses.contains(&run.virtual_address))
         };
-        let (_, longest) = below().max_by_key(|(_, run)| run.len_bytes)?;
-        below()
+        let (_, longest) = within().max_by_key(|(_, run)| run.len_bytes)?;
+        within()
             .filter(|(_, run)| distance(run) == distance(longest))
             .min_by_key(|(_, run)| run.guest_address)
             .map(|(place, _)| place)
@@ -254,13 +255,14 @@ mod tests {
         let direct = 0xffff_8880_0000_0000;
         let image = 0xffff_ffff_8000_0000;
         let map = map(&[
+            run(0x40_0000, 0, 0x20_0000),
             run(0xffff_8800_0000_0000, 0, 0x1000),
             run(direct, 0, 0x2000),
             run(direct + 0x10_0000, 0x10_0000, 0x8000),
             run(image, 0, 0x10_0000),
         ]);
-        assert_eq!(map.linear(image), Some(1));
-        assert_eq!(map.linear(0), None);
+        assert_eq!(map.linear(1 << 63..image), Some(2));
+        assert_eq!(map.linear(0..1), None);
     }
 
     #[test]

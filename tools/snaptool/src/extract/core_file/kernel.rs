@@ -4,17 +4,19 @@
 //! the kernel's own page table: with page table isolation, that of a vCPU that runs a program
 //! hides nearly all of the kernel.
 
+use anyhow::Context;
 use snapfile::Snapshot;
 
 use super::address_map::AddressMap;
-use super::page_table::{Limits, Walk};
+use super::page_table::{Half, Limits, Walk};
 use super::vcpu::{Paging, Vcpu};
 use super::vmcoreinfo::{self, VmCoreInfo};
 
 /// What is known of the kernel.
 #[derive(Debug)]
 pub struct Kernel {
-    /// What is mapped in the upper half of the address space; empty if no vCPU is in long mode.
+    /// What is mapped in the upper half of the address space, empty if no vCPU is in long mode, and
+    /// in the lower half if a program was asked for.
     pub map: AddressMap,
     /// Whether all page tables were followed to their ends.
     pub is_complete: bool,
@@ -23,21 +25,27 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Follows page tables and looks for the note.
+    /// Follows page tables and looks for the note; `program` is the vCPU whose lower half counts.
     ///
     /// # Errors
-    /// A chunk cannot be decoded, or the user interrupted.
-    pub fn find(snapshot: &Snapshot, vcpus: &[Vcpu]) -> anyhow::Result<Self> {
+    /// A chunk cannot be decoded, that vCPU has no 64-bit page tables, or the user interrupted.
+    pub fn find(snapshot: &Snapshot, vcpus: &[Vcpu], program: Option<u32>) -> anyhow::Result<Self> {
         let limits = Limits::for_memory(snapshot.memory_map().len_bytes());
         let mut walk = Walk::new(snapshot, limits);
         for paging in vcpus.iter().filter_map(Vcpu::paging) {
-            walk.follow(paging)?;
+            walk.follow(paging, Half::Upper)?;
         }
         let mut vmcoreinfo = None;
         if let Some(paging) = vcpus.iter().find_map(Vcpu::paging)
             && !walk.map().is_empty()
         {
             vmcoreinfo = choose(snapshot, limits, &mut walk, paging.levels)?;
+        }
+        if let Some(number) = program {
+            let vcpu = vcpus.iter().find(|vcpu| vcpu.number == number);
+            let paging = vcpu.and_then(Vcpu::paging);
+            let paging = paging.with_context(|| format!("vCPU {number} has no 64-bit page tables"))?;
+            walk.follow(paging, Half::Lower)?;
         }
         let (map, is_complete) = walk.finish();
         Ok(Self {
@@ -69,11 +77,11 @@ fn choose(
         };
         let paging = Paging { root, levels };
         if walk.map().translate(table) == Some(root) {
-            walk.follow(paging)?;
+            walk.follow(paging, Half::Upper)?;
             return Ok(Some(note));
         }
         let mut alone = Walk::new(snapshot, limits);
-        alone.follow(paging)?;
+        alone.follow(paging, Half::Upper)?;
         if alone.map().translate(table) == Some(root) {
             of_itself.get_or_insert((note, paging));
         }
@@ -81,6 +89,6 @@ fn choose(
     let Some((note, paging)) = of_itself else {
         return Ok(old);
     };
-    walk.follow(paging)?;
+    walk.follow(paging, Half::Upper)?;
     Ok(Some(note))
 }

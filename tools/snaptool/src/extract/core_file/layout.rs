@@ -107,7 +107,9 @@ impl<'a> Layout<'a> {
             segment(offset, run.virtual_address, run.guest_address, run.len_bytes)
         };
         let runs = self.runs();
-        let linear = self.map.and_then(|map| map.linear(START_KERNEL_MAP));
+        let linear = self
+            .map
+            .and_then(|map| map.linear(PHYSICAL_BASE..START_KERNEL_MAP));
         let (before, from_linear) = runs.split_at(linear.unwrap_or(runs.len()));
         let (linear, after) = from_linear.split_at(from_linear.len().min(1));
         let regions = self.regions.iter().zip(&offsets).map(region);

@@ -1,7 +1,7 @@
 //! Follows the page tables of long mode: 4 or 5 levels, pages of 4 KiB, 2 MiB and 1 GiB.
 //!
-//! Only the upper half of the address space is followed: kernels live there, in every process the
-//! same, while the lower half is another one in each process. Page tables belong to the guest, so
+//! Kernels live in the upper half of the address space, in every process the same; the lower half
+//! is another one in each process and is followed only if asked for. Page tables belong to the guest, so
 //! they may lead in circles or out of memory: a table that was followed at the same address before
 //! is not followed again, and [`Limits`] bound the rest.
 
@@ -38,6 +38,15 @@ impl Limits {
     }
 }
 
+/// A half of the address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// Programs live here.
+    Lower,
+    /// The kernel lives here.
+    Upper,
+}
+
 /// Follows page tables, one root after the other, into one map.
 #[derive(Debug)]
 pub struct Walk<'a> {
@@ -67,17 +76,21 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Adds what one root maps in the upper half and no earlier root does.
+    /// Adds what one root maps in a half and no earlier root does.
     ///
     /// # Errors
     /// A chunk that holds a table cannot be decoded.
-    pub fn follow(&mut self, paging: Paging) -> anyhow::Result<()> {
-        let shift = shift(paging.levels);
-        // The last entry has the kernel's code: what comes first has room left.
-        let last = ENTRIES - 1;
-        for slots in [last..ENTRIES, ENTRIES / 2..last] {
-            let base = u64::MAX << (shift + 9);
-            self.table(paging.root, paging.levels, base, slots)?;
+    pub fn follow(&mut self, paging: Paging, half: Half) -> anyhow::Result<()> {
+        let Paging { root, levels } = paging;
+        match half {
+            Half::Lower => self.table(root, levels, 0, 0..ENTRIES / 2)?,
+            Half::Upper => {
+                let base = u64::MAX << (shift(levels) + 9);
+                // The last entry has the kernel's code: what comes first has room left.
+                let last = ENTRIES - 1;
+                self.table(root, levels, base, last..ENTRIES)?;
+                self.table(root, levels, base, ENTRIES / 2..last)?;
+            }
         }
         self.map.add(std::mem::take(&mut self.runs));
         Ok(())
