@@ -2,6 +2,7 @@
 //! between KVM's structures and the saved state.
 
 pub(crate) mod boot;
+pub(crate) mod clock;
 mod convert;
 pub(crate) mod cpuid;
 pub(crate) mod features;

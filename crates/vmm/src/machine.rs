@@ -29,7 +29,7 @@ use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::arch::platform::check_processor;
-use crate::arch::{boot, cpuid, msr, vcpu_state, vm_state};
+use crate::arch::{boot, clock, cpuid, msr, vcpu_state, vm_state};
 use crate::config::MachineConfig;
 use crate::cpu_model::CpuModel;
 use crate::device::{GenerationId, Serial, SharedDevice};
@@ -38,7 +38,7 @@ use crate::machine::assembly::{Assembly, lock};
 use crate::machine::run::{Lifecycle, Phase};
 use crate::memory::ranges_of;
 use crate::run_state::{RunState, StopReason};
-use crate::state::{DeviceState, VcpuState, VmSection, VmState};
+use crate::state::{DeviceState, VmSection, VmState};
 use crate::vcpu::{self, Surroundings, Vcpu};
 
 /// How a saved state is brought back.
@@ -47,7 +47,8 @@ pub struct RestoreOptions {
     /// Restores even if the host's processor is by another vendor or lacks features that the guest has
     /// seen. The guest breaks when it uses one of them.
     pub ignore_cpu_features: bool,
-    /// Lets the paravirtual clock make up for the time since the save, by the host's real-time clock.
+    /// Lets the guest's clocks, the paravirtual one and the time stamp counters, make up for the time since
+    /// the save, by the host's real-time clock: the guest sees its monotonic time jump.
     pub advance_clock: bool,
 }
 
@@ -110,8 +111,7 @@ impl Machine {
                 .iter()
                 .try_for_each(|saved| check_processor(&saved.cpuid, &host))?;
         }
-        restore_vcpus(&assembly, &state.vcpus)?;
-        vm_state::restore(&assembly.vm, &state.vm.chips(), options.advance_clock)?;
+        restore_processors(&assembly, state, options.advance_clock)?;
         for (device, saved) in assembly.devices.topology.iter().zip(&state.devices) {
             let failed = |source| Error::Device {
                 name: saved.name.clone(),
@@ -313,8 +313,11 @@ impl Machine {
                 &self.msr_indices,
             )?);
         }
-        vcpu_state::align_tsc(&mut vcpus);
-        let chips = vm_state::save(&self.vm)?;
+        let (clock, tsc) = clock::read(&self.vm, &lock(&self.vcpus[0]).fd)?;
+        if let Some(tsc) = tsc {
+            vcpu_state::align_tsc(&mut vcpus, tsc);
+        }
+        let chips = vm_state::save(&self.vm, clock)?;
         let memory = ranges_of(self.memory());
         let vm = VmSection::new(memory, vcpus.len(), self.device_names.clone(), chips);
         let first = &vcpus[0];
@@ -358,13 +361,24 @@ fn save_device(device: &SharedDevice) -> Result<DeviceState> {
     }
 }
 
-/// All registers of all vCPUs, then the offsets of the time stamp counters, then the timer deadlines.
-fn restore_vcpus(assembly: &Assembly, saved: &[VcpuState]) -> Result<()> {
+/// All registers of all vCPUs, then the offsets of the time stamp counters, then the timer deadlines; the
+/// chips; and the clock, which follows the counters.
+fn restore_processors(assembly: &Assembly, state: &VmState, advance_clock: bool) -> Result<()> {
     let vcpus: Vec<_> = assembly.vcpus.iter().map(|vcpu| lock(vcpu)).collect();
-    let pairs = || vcpus.iter().map(|vcpu| &vcpu.fd).zip(saved);
+    let chips = state.vm.chips();
+    let advance = if advance_clock {
+        clock::since(&chips.clock)
+    } else {
+        Duration::ZERO
+    };
+    let mut saved = state.vcpus.clone();
+    clock::advance_tsc(&mut saved, advance);
+    let pairs = || vcpus.iter().map(|vcpu| &vcpu.fd).zip(&saved);
     pairs().try_for_each(|(fd, saved)| vcpu_state::restore(fd, &assembly.around.capabilities, saved))?;
     vcpu_state::settle_tsc_offsets(pairs())?;
-    pairs().try_for_each(|(fd, saved)| vcpu_state::restore_deadline(fd, saved))
+    pairs().try_for_each(|(fd, saved)| vcpu_state::restore_deadline(fd, saved))?;
+    vm_state::restore(&assembly.vm, &chips)?;
+    clock::write(&assembly.vm, &chips.clock, advance, &vcpus[0].fd, &saved[0])
 }
 
 fn check_topology(assembly: &Assembly, state: &VmState) -> Result<()> {

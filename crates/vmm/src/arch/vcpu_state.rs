@@ -141,18 +141,21 @@ pub(crate) fn restore_deadline(vcpu: &VcpuFd, state: &VcpuState) -> Result<()> {
     }
 }
 
-/// Makes the time stamp counters of all vCPUs those of one instant, the one at which the first was read:
+/// Makes the time stamp counters of all vCPUs those of one instant, at which the first was `first_tsc`:
 /// they were read one after the other while they went on counting.
-pub(crate) fn align_tsc(states: &mut [VcpuState]) {
-    let Some((first, rest)) = states.split_first_mut() else {
+pub(crate) fn align_tsc(states: &mut [VcpuState], first_tsc: u64) {
+    let Some(first) = states.first() else {
         return;
     };
-    let (Some(first_offset), Some(&first_tsc)) = (first.tsc_offset, first.msrs.get(&IA32_TSC)) else {
-        return;
-    };
-    for state in rest {
-        if let (Some(offset), Some(tsc)) = (state.tsc_offset, state.msrs.get_mut(&IA32_TSC)) {
-            *tsc = first_tsc.wrapping_add(offset.wrapping_sub(first_offset));
+    let (first_offset, first_read) = (first.tsc_offset, first.msrs.get(&IA32_TSC).copied());
+    for state in states {
+        let offsets = state.tsc_offset.zip(first_offset);
+        if let (Some(tsc), Some(first_read)) = (state.msrs.get_mut(&IA32_TSC), first_read) {
+            // Without offsets, all counters are moved by as much, and keep the distances they were read with.
+            let from = offsets.map_or(tsc.wrapping_sub(first_read), |(own, first)| {
+                own.wrapping_sub(first)
+            });
+            *tsc = first_tsc.wrapping_add(from);
         }
     }
 }

@@ -1,9 +1,6 @@
 //! Saving and restoring what all vCPUs share: timer, clock, interrupt controllers.
 
-use kvm_bindings::{
-    KVM_CLOCK_REALTIME, kvm_clock_data, kvm_ioapic_state, kvm_pic_state, kvm_pit_channel_state,
-    kvm_pit_state2,
-};
+use kvm_bindings::{kvm_ioapic_state, kvm_pic_state, kvm_pit_channel_state, kvm_pit_state2};
 use kvm_ioctls::VmFd;
 
 use crate::arch::raw;
@@ -19,11 +16,10 @@ pub(crate) struct Chips {
     pub(crate) ioapic: IoApic,
 }
 
-/// Reads the chips; no vCPU may be running.
-pub(crate) fn save(vm: &VmFd) -> Result<Chips> {
+/// Reads the chips beside the clock; no vCPU may be running.
+pub(crate) fn save(vm: &VmFd, clock: Clock) -> Result<Chips> {
     let failed = |operation| move |source| Error::Kvm { operation, source };
     let pit = vm.get_pit2().map_err(failed("KVM_GET_PIT2"))?;
-    let clock = vm.get_clock().map_err(failed("KVM_GET_CLOCK"))?;
     let pics = raw::get_pics(vm).map_err(failed("KVM_GET_IRQCHIP"))?;
     let (ioapic, redirection) = raw::get_ioapic(vm).map_err(failed("KVM_GET_IRQCHIP"))?;
     Ok(Chips {
@@ -31,12 +27,7 @@ pub(crate) fn save(vm: &VmFd) -> Result<Chips> {
             channels: pit.channels.map(PitChannel::from),
             flags: pit.flags,
         },
-        clock: Clock {
-            clock_ns: clock.clock,
-            flags: clock.flags,
-            realtime_ns: clock.realtime,
-            host_tsc: clock.host_tsc,
-        },
+        clock,
         pics: [Pic::from(&pics[0]), Pic::from(&pics[1])],
         ioapic: IoApic {
             base_address: ioapic.base_address,
@@ -58,15 +49,12 @@ pub(crate) fn mask_pics(vm: &VmFd) -> Result<()> {
     raw::set_pics(vm, pics).map_err(failed("KVM_SET_IRQCHIP"))
 }
 
-/// Writes the interrupt controllers, the clock and the timer, before any vCPU runs.
+/// Writes the interrupt controllers and the timer, before any vCPU runs. The clock is written by itself.
 ///
 /// The timer comes after the interrupt controllers. It ticks as soon as it is written, and KVM holds its next
 /// tick back until the last one is acknowledged: a tick that the controllers' state then overwrote would
 /// never be acknowledged, and the guest would never see another.
-///
-/// The clock goes on where it stood. With `advance_clock` it also makes up for the time between save and
-/// restore by the host's real-time clock: the guest then sees its monotonic time jump.
-pub(crate) fn restore(vm: &VmFd, chips: &Chips, advance_clock: bool) -> Result<()> {
+pub(crate) fn restore(vm: &VmFd, chips: &Chips) -> Result<()> {
     let failed = |operation| move |source| Error::Kvm { operation, source };
     let pics = [
         kvm_pic_state::from(&chips.pics[0]),
@@ -81,14 +69,6 @@ pub(crate) fn restore(vm: &VmFd, chips: &Chips, advance_clock: bool) -> Result<(
         ..kvm_ioapic_state::default()
     };
     raw::set_ioapic(vm, ioapic, chips.ioapic.redirection).map_err(failed("KVM_SET_IRQCHIP"))?;
-    let advance = advance_clock && chips.clock.flags & KVM_CLOCK_REALTIME != 0;
-    let clock = kvm_clock_data {
-        clock: chips.clock.clock_ns,
-        flags: if advance { KVM_CLOCK_REALTIME } else { 0 },
-        realtime: if advance { chips.clock.realtime_ns } else { 0 },
-        ..kvm_clock_data::default()
-    };
-    vm.set_clock(&clock).map_err(failed("KVM_SET_CLOCK"))?;
     let pit = kvm_pit_state2 {
         channels: chips.pit.channels.clone().map(kvm_pit_channel_state::from),
         flags: chips.pit.flags,
