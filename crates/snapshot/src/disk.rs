@@ -4,6 +4,7 @@
 //! vCPUs run meanwhile. Each copy has a fingerprint in the disk table, so that a restore never joins memory with a
 //! disk of another time.
 
+mod beside;
 mod copy;
 mod error;
 mod fingerprint;
@@ -17,24 +18,13 @@ use std::path::Path;
 
 use vmm::{DiskConfig, DiskFormat};
 
+pub(crate) use beside::copy_beside;
 pub use error::DiskError;
 pub use fingerprint::Fingerprint;
-pub(crate) use save::{CopiedDisk, DiskCopies, DiskHolds, publish};
+pub(crate) use save::{CopiedDisk, DiskCopies, publish};
 pub use source::DiskSource;
 pub use table::{DiskEntry, DiskTable};
 pub(crate) use working::{Places, prepare};
-
-/// Says in a copy's I/O error that nobody wants the copy any more.
-#[derive(Debug, thiserror::Error)]
-#[error("given up")]
-pub(crate) struct GivenUp;
-
-impl GivenUp {
-    /// Whether an I/O error is this one.
-    pub(crate) fn is(error: &std::io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Self>())
-    }
-}
 
 /// The name of the copy of a disk beside the snapshot, such as `out.vmsnap.data.raw`.
 fn copy_name(snapshot: &Path, disk: &DiskConfig) -> OsString {

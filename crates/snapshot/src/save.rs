@@ -12,10 +12,7 @@
 //! files.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use memsnap::{Capture, CaptureOptions, CaptureReport, memory_map, stop_and_copy};
@@ -23,7 +20,7 @@ use snapfile::{Writer, WriterOptions};
 
 use crate::control::{Phase, SaveControl, micros};
 use crate::discards::Diversion;
-use crate::disk::{CopiedDisk, DiskCopies, DiskHolds, DiskTable, GivenUp, publish};
+use crate::disk::{CopiedDisk, DiskCopies, DiskTable, copy_beside, publish};
 use crate::error::{Error, Result};
 use crate::machine_record::MachineRecord;
 use crate::output::Output;
@@ -174,7 +171,7 @@ impl<'a, S: Subject> Save<'a, S> {
         hold.release()?;
         let (resume, downtime) = (resuming.elapsed(), held_since.elapsed());
         self.control.enter(Phase::Draining)?;
-        let (report, disks) = self.beside_disks(disks, disk_holds, || {
+        let (report, disks) = copy_beside(disks, disk_holds, self.control, || {
             capture
                 .drain(&self.writer)
                 .map_err(|error| self.memory_error(error))
@@ -199,7 +196,7 @@ impl<'a, S: Subject> Save<'a, S> {
         let held_since = hold.since;
         self.control.enter(Phase::Draining)?;
         let layout = self.writer.layout().clone();
-        let ((report, resume, downtime), disks) = self.beside_disks(disks, disk_holds, || {
+        let ((report, resume, downtime), disks) = copy_beside(disks, disk_holds, self.control, || {
             let memory = self.machine.memory();
             let report = stop_and_copy(memory, layout, self.capture_options(), &self.writer)
                 .map_err(|error| self.memory_error(error))?;
@@ -214,42 +211,6 @@ impl<'a, S: Subject> Save<'a, S> {
             resume,
             report,
             disks,
-        })
-    }
-
-    /// Copies the disks while `memory` is written; whichever fails ends the other.
-    fn beside_disks<T>(
-        &self,
-        disks: DiskCopies,
-        holds: DiskHolds,
-        memory: impl FnOnce() -> Result<T>,
-    ) -> Result<(T, Vec<CopiedDisk>)> {
-        let given_up = AtomicBool::new(false);
-        let proceed = |bytes| {
-            self.control.add_disk_bytes(bytes);
-            if given_up.load(Ordering::Relaxed) || self.control.is_cancelled() {
-                return Err(io::Error::other(GivenUp));
-            }
-            Ok(())
-        };
-        thread::scope(|scope| {
-            let copying = scope.spawn(|| {
-                let copied = disks.copy(holds, &proceed);
-                if copied.is_err() {
-                    self.control.capture().cancel();
-                }
-                copied
-            });
-            let memory = memory();
-            given_up.store(memory.is_err(), Ordering::Relaxed);
-            let disks = copying
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            match (memory, disks) {
-                (Ok(memory), Ok(disks)) => Ok((memory, disks)),
-                // What ended the other is the error to tell.
-                (Ok(_), Err(error)) | (Err(Error::Cancelled), Err(error)) | (Err(error), _) => Err(error),
-            }
         })
     }
 

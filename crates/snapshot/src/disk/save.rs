@@ -22,9 +22,10 @@ use tempfile::TempPath;
 
 use vmm::DiskConfig;
 
+use super::beside::GivenUp;
 use super::copy::{Proceed, copy_content};
 use super::fingerprint::{Fingerprint, fingerprint};
-use super::{DiskEntry, DiskError, DiskSource, GivenUp, copy_name, directory, format_name};
+use super::{DiskEntry, DiskError, DiskSource, copy_name, directory, format_name};
 use crate::error::{Error, Result};
 
 /// The disks of a machine that is about to be saved.

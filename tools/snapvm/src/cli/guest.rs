@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args};
 use vmm::CpuModel;
 
 use crate::description::Backing;
-use crate::values::devices::{BALLOON, Balloon, DISK, Disk, NET, Net, VSOCK, Vsock};
+use crate::values::devices::{Balloon, DISK, Disk, NET, Net, VSOCK, Vsock};
 use crate::values::{self, Assignment, Terminal};
 
 /// Everything that describes a machine, and so cannot stand beside a description in a file.
@@ -68,9 +68,6 @@ pub struct RunArgs {
     /// Read the whole description of the machine from a TOML or JSON file.
     #[arg(long, value_name = "FILE", conflicts_with_all = DESCRIBING)]
     pub config: Option<PathBuf>,
-    /// How the built-in guest behaves.
-    #[command(flatten)]
-    pub builtin_args: BuiltinArgs,
     /// Memory of the guest.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = values::size)]
     pub memory: u64,
@@ -86,6 +83,9 @@ pub struct RunArgs {
     /// How the machine is run and controlled.
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// How the built-in guest behaves.
+    #[command(flatten)]
+    pub builtin_args: BuiltinArgs,
 }
 
 /// The guest's virtio devices.
@@ -105,7 +105,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "WHERE")]
     pub console: Option<Terminal>,
     /// Add a balloon, which gives memory back that the guest does not need.
-    #[arg(long, value_name = BALLOON, num_args = 0..=1, default_missing_value = "")]
+    #[arg(long, value_name = "free-page-reporting,target=SIZE", num_args = 0..=1, default_missing_value = "")]
     pub balloon: Option<Balloon>,
     /// Leave out the entropy device.
     #[arg(long)]

@@ -15,7 +15,7 @@ pub const NET: &str = "tap=NAME[,mac=ADDRESS][,id=NAME][,vhost]";
 /// What `--vsock` takes.
 pub const VSOCK: &str = "cid=N[,uds=PATH][,vhost]";
 /// What `--balloon` takes.
-pub const BALLOON: &str = "[free-page-reporting][,target=SIZE]";
+const BALLOON: &str = "[free-page-reporting][,target=SIZE]";
 
 /// A disk whose name may follow from its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
