@@ -13,6 +13,9 @@ use crate::shell;
 /// Where the suite is written down.
 const SOURCES: &str = "/etc/apt/sources.list.d/vmsnap-backports.sources";
 
+/// As root apt would download as somebody else, who may not write into our directories.
+pub const OWN_USER: &str = "APT::Sandbox::User=root";
+
 /// Whether this machine has apt.
 pub fn is_here() -> bool {
     shell::find("apt-get").is_some()
@@ -54,13 +57,16 @@ pub fn refresh() -> Result<()> {
     apt_get(&["update"])?
 }
 
-/// The packages that a package of `suite` depends on.
-pub fn depends(package: &str, suite: Option<&str>) -> Result<Vec<String>> {
+/// The options with which apt asks for packages of `suite`, which is added if need be.
+pub fn of_suite(suite: &str) -> Result<Vec<String>> {
+    add_suite(suite)?;
+    Ok(vec!["--target-release".to_owned(), suite.to_owned()])
+}
+
+/// The packages that a package depends on; apt is asked with `options`.
+pub fn depends(package: &str, options: &[String]) -> Result<Vec<String>> {
     let mut command = shell::command("apt-cache");
-    if let Some(suite) = suite {
-        add_suite(suite)?;
-        command.args(["--target-release", suite]);
-    }
+    command.args(options);
     let described = shell::capture(command.args(["show", "--no-all-versions", package]))?;
     let depends = described
         .lines()
@@ -71,17 +77,11 @@ pub fn depends(package: &str, suite: Option<&str>) -> Result<Vec<String>> {
 }
 
 /// Downloads a package and unpacks it into `directory`; returns the name of the package's file.
-pub fn unpack(package: &str, directory: &Path) -> Result<String> {
+pub fn unpack(package: &str, options: &[String], directory: &Path) -> Result<String> {
     let made = tempfile::tempdir().context("cannot make a temporary directory")?;
     let mut download = shell::command("apt-get");
-    // As root apt would download as somebody else, who may not write here.
-    download.args([
-        "--quiet",
-        "--option",
-        "APT::Sandbox::User=root",
-        "download",
-        package,
-    ]);
+    download.args(["--quiet", "--option", OWN_USER]).args(options);
+    download.args(["download", package]);
     shell::run(download.current_dir(made.path()))?;
     let file = std::fs::read_dir(made.path())?
         .next()

@@ -5,37 +5,40 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::{apt, shell};
+use crate::{apt, shell, ubuntu};
 
-/// Something that is fetched: its directory's name, the package, and how the package is found.
+/// Something that is fetched: its directory's name, the package, and where the package is.
 struct Wanted {
     name: &'static str,
     package: &'static str,
-    /// Whether the package only names the one that has the content, as `linux-image-amd64` does.
-    is_meta: bool,
-    newer: bool,
+    source: Source,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The distribution's own suites.
+    Own,
+    /// Debian's backports.
+    Newer,
+    /// Another distribution's archive.
+    Ubuntu,
 }
 
 const WANTED: &[Wanted] = &[
-    kernel("debian-cloud-6.1", "linux-image-cloud-amd64", false),
-    kernel("debian-generic-6.1", "linux-image-amd64", false),
-    kernel("debian-cloud-6.12", "linux-image-cloud-amd64", true),
-    Wanted {
-        name: "e2fsck",
-        package: "e2fsck-static",
-        is_meta: false,
-        newer: false,
-    },
+    wanted("debian-cloud-6.1", "linux-image-cloud-amd64", Source::Own),
+    wanted("debian-generic-6.1", "linux-image-amd64", Source::Own),
+    wanted("debian-cloud-6.12", "linux-image-cloud-amd64", Source::Newer),
+    wanted("ubuntu-6.8", "linux-image-virtual", Source::Ubuntu),
+    wanted("e2fsck", "e2fsck-static", Source::Own),
 ];
 
-const fn kernel(name: &'static str, package: &'static str, newer: bool) -> Wanted {
+const fn wanted(name: &'static str, package: &'static str, source: Source) -> Wanted {
     Wanted {
         name,
         package,
-        is_meta: true,
-        newer,
+        source,
     }
 }
 
@@ -69,27 +72,44 @@ impl Wanted {
     }
 
     fn fetch(&self) -> Result<()> {
-        anyhow::ensure!(apt::is_here(), "this machine has no apt-get");
-        let suite = self.newer.then(apt::backports).flatten();
-        anyhow::ensure!(
-            !self.newer || suite.is_some(),
-            "this distribution has no such suite"
-        );
-        let package = if self.is_meta {
-            let mut depends = apt::depends(self.package, suite.as_deref())?.into_iter();
-            depends
-                .find(|name| name.starts_with("linux-image-"))
-                .with_context(|| format!("{} names no kernel", self.package))?
-        } else {
-            self.package.to_owned()
-        };
+        ensure!(apt::is_here(), "this machine has no apt-get");
         let directory = self.directory();
         let parent = directory.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        let archive = tempfile::tempdir_in(parent).context("cannot make a temporary directory")?;
+        let options = match self.source {
+            Source::Own => Vec::new(),
+            Source::Newer => {
+                apt::of_suite(&apt::backports().context("this distribution has no such suite")?)?
+            }
+            Source::Ubuntu => ubuntu::options(archive.path())?,
+        };
         let made = tempfile::tempdir_in(parent).context("cannot make a temporary directory")?;
-        let file = apt::unpack(&package, made.path())?;
+        let mut file = String::new();
+        for package in self.packages(&options)? {
+            let unpacked = apt::unpack(&package, &options, made.path())?;
+            if file.is_empty() {
+                file = unpacked;
+            }
+        }
         std::fs::write(made.path().join("package"), file)?;
         std::fs::rename(made.keep(), &directory)
             .with_context(|| format!("cannot make {}", directory.display()))
+    }
+
+    /// The packages with the content: what a package that only names a kernel depends on, and the modules if they
+    /// are apart.
+    fn packages(&self, options: &[String]) -> Result<Vec<String>> {
+        if !self.package.starts_with("linux-image-") {
+            return Ok(vec![self.package.to_owned()]);
+        }
+        let beginning = |names: Vec<String>, prefix| {
+            let mut names = names.into_iter();
+            names.find(|name: &String| name.starts_with(prefix))
+        };
+        let image = beginning(apt::depends(self.package, options)?, "linux-image-")
+            .with_context(|| format!("{} names no kernel", self.package))?;
+        let modules = beginning(apt::depends(&image, options)?, "linux-modules-");
+        Ok(std::iter::once(image).chain(modules).collect())
     }
 }

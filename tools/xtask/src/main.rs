@@ -19,6 +19,7 @@ mod table;
 mod taken;
 mod test;
 mod tools;
+mod ubuntu;
 mod vectors;
 
 use std::process::ExitCode;
