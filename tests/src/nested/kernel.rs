@@ -1,6 +1,7 @@
 //! A distribution's kernel with its modules, as unpacked from its package.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,9 +47,13 @@ impl Kernel {
         })
     }
 
-    /// Whether the kernel was built with an option as part of its image.
-    pub fn has_built_in(&self, option: &str) -> bool {
-        self.config.lines().any(|line| line == format!("{option}=y"))
+    /// Whether the kernel was built with an option, as part of its image or as a module.
+    pub fn has(&self, option: &str) -> bool {
+        let value = self
+            .config
+            .lines()
+            .find_map(|line| line.strip_prefix(option)?.strip_prefix('='));
+        matches!(value, Some("y" | "m"))
     }
 
     /// Reads modules and all that they need, in the order in which they must be loaded.
@@ -114,10 +119,15 @@ fn module_name(path: &Path) -> String {
 
 /// Reads a module, which may be compressed.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let is_xz = path.extension().is_some_and(|extension| extension == "xz");
-    if !is_xz {
-        return fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let packed = || fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    match path.extension().and_then(OsStr::to_str) {
+        Some("xz") => unpack_xz(path),
+        Some("zst") => zstd::decode_all(&packed()?[..]).with_context(|| format!("{}", path.display())),
+        _ => packed(),
     }
+}
+
+fn unpack_xz(path: &Path) -> Result<Vec<u8>> {
     let output = Command::new("xz")
         .arg("--decompress")
         .arg("--stdout")

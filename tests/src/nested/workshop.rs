@@ -24,6 +24,7 @@ const INNER_MODULES: &[&str] = &[
     "virtio_console",
     "virtio_balloon",
     "vmw_vsock_virtio_transport",
+    "vmgenid",
     "crc32c_generic",
     "ext4",
 ];
@@ -176,7 +177,7 @@ impl Workshop {
             name: format!("{} ({})", kernel.name, kernel.package.trim()),
             image: place.join(format!("{}-image", kernel.name)),
             initrd: place.join(format!("{}-initrd", kernel.name)),
-            knows_generation_id: kernel.has_built_in("CONFIG_VMGENID"),
+            knows_generation_id: kernel.has("CONFIG_VMGENID"),
         })
     }
 
