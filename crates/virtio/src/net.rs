@@ -86,6 +86,11 @@ impl NetState {
     /// Takes over what a restored guest knows.
     pub(crate) fn restore(&mut self, known: u32, version: u32, state: &Value, tap: &str) -> Result<()> {
         let saved: NetState = from_value(known, version, state)?;
+        if saved.mtu < MIN_MTU {
+            return Err(Error::State {
+                problem: format!("an MTU of {} bytes", saved.mtu),
+            });
+        }
         if saved.mtu > self.mtu {
             tracing::warn!(
                 tap,

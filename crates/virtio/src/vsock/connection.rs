@@ -212,9 +212,7 @@ impl Connection {
             return ask.then(|| Outgoing::bare(Operation::CreditRequest));
         }
         let room = credit.min(payload.len());
-        let Some(room) = payload.get_mut(..room).filter(|room| !room.is_empty()) else {
-            return None;
-        };
+        let room = payload.get_mut(..room).filter(|room| !room.is_empty())?;
         match (&self.stream).read(room) {
             Ok(0) => {
                 let both = if self.hung_up {

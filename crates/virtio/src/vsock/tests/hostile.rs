@@ -134,20 +134,15 @@ fn a_buffer_outside_memory_makes_the_device_ask_for_a_reset() {
     assert_alive(&mut guest);
 }
 
+/// Ports, operation, flags, credit and payload of a packet.
+type Packet = ((u32, u32), u16, (u32, u32, u32), Vec<u8>);
+
 /// Packets that are wrong in every way but for their source, of few ports so that they meet.
-fn packets() -> impl Strategy<Value = Vec<(u32, u32, u16, u32, u32, u32, Vec<u8>)>> {
+fn packets() -> impl Strategy<Value = Vec<Packet>> {
     let port = 0_u32..4;
     let operation = 0_u16..9;
     let payload = proptest::collection::vec(any::<u8>(), 0..300);
-    let packet = (
-        port.clone(),
-        port,
-        operation,
-        any::<u32>(),
-        any::<u32>(),
-        any::<u32>(),
-        payload,
-    );
+    let packet = ((port.clone(), port), operation, any::<(u32, u32, u32)>(), payload);
     proptest::collection::vec(packet, 1..60)
 }
 
@@ -158,7 +153,7 @@ proptest! {
     fn no_sequence_of_packets_stops_the_device(packets in packets()) {
         let mut guest = Guest::new();
         let service = std::os::unix::net::UnixListener::bind(guest.path_of_service(1)).unwrap();
-        for (from, to, operation, flags, buf_alloc, fwd_cnt, payload) in packets {
+        for ((from, to), operation, (flags, buf_alloc, fwd_cnt), payload) in packets {
             let mut bytes = Header {
                 flags,
                 buf_alloc,
