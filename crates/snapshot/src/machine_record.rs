@@ -76,3 +76,71 @@ impl DeviceOverrides {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vmm::{NetConfig, VsockConfig};
+
+    use super::*;
+
+    fn devices() -> DevicesConfig {
+        DevicesConfig {
+            nets: vec![NetConfig {
+                id: "net0".to_owned(),
+                tap: "tap0".to_owned(),
+                mac: None,
+                vhost: false,
+            }],
+            vsock: Some(VsockConfig {
+                cid: 3,
+                uds: Some("v.sock".into()),
+                vhost: false,
+            }),
+            console: Some(ConsoleConfig::default()),
+            ..DevicesConfig::none()
+        }
+    }
+
+    #[test]
+    fn what_is_not_overridden_stays() {
+        let mut changed = devices();
+        DeviceOverrides::default().apply(&mut changed).unwrap();
+        assert_eq!(changed, devices());
+        let overrides = DeviceOverrides {
+            nets: [("net0".to_owned(), "tap7".to_owned())].into(),
+            vsock_uds: Some("other.sock".into()),
+            console: Some(ConsoleOutput::Stdio),
+            ..DeviceOverrides::default()
+        };
+        overrides.apply(&mut changed).unwrap();
+        assert_eq!(changed.nets[0].tap, "tap7");
+        let vsock = changed.vsock.unwrap();
+        assert_eq!((vsock.cid, vsock.uds), (3, Some("other.sock".into())));
+        assert_eq!(changed.console.unwrap().output, ConsoleOutput::Stdio);
+    }
+
+    #[test]
+    fn what_the_machine_does_not_have_is_refused_by_name() {
+        let refused = |overrides: DeviceOverrides| {
+            let applied = overrides.apply(&mut DevicesConfig::none());
+            applied.unwrap_err().to_string()
+        };
+        let nets = [("net9".to_owned(), "tap0".to_owned())].into();
+        let net = refused(DeviceOverrides {
+            nets,
+            ..DeviceOverrides::default()
+        });
+        assert_eq!(net, "the machine has no network interface net9");
+        let vsock = refused(DeviceOverrides {
+            vsock_cid: Some(4),
+            ..DeviceOverrides::default()
+        });
+        assert_eq!(vsock, "the machine has no socket device");
+        let console = Some(ConsoleOutput::Null);
+        let console = refused(DeviceOverrides {
+            console,
+            ..DeviceOverrides::default()
+        });
+        assert_eq!(console, "the machine has no console device");
+    }
+}

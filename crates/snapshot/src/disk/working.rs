@@ -90,24 +90,21 @@ fn place(
     check_size(entry, &disk.file, &file)
 }
 
-/// The copy under the name that it got, or under the one that it has if it was renamed with the snapshot.
+/// The copy under the name that goes with the snapshot's own, or under the one that it was given.
 fn find_copy(disk: &DiskConfig, places: &Places<'_>) -> DiskResult<PathBuf> {
     let beside = directory(places.snapshot);
-    let renamed = beside.join(copy_name(places.snapshot, disk));
+    let present = beside.join(copy_name(places.snapshot, disk));
     // A name that leads elsewhere is none of ours.
     let plain = |name: &&String| {
         Path::new(name)
             .file_name()
             .is_some_and(|file| file == name.as_str())
     };
-    let recorded = places
-        .copies
-        .get(&disk.id)
-        .filter(plain)
-        .map(|name| beside.join(name));
-    let candidates = recorded.into_iter().chain([renamed.clone()]);
-    let found = candidates.into_iter().find(|path| path.exists());
-    found.ok_or(DiskError::Missing { path: renamed })
+    let recorded = places.copies.get(&disk.id).filter(plain);
+    let recorded = recorded.map(|name| beside.join(name));
+    let mut candidates = std::iter::once(present.clone()).chain(recorded);
+    let found = candidates.find(|path| path.exists());
+    found.ok_or(DiskError::Missing { path: present })
 }
 
 fn make_working_copy(
@@ -214,3 +211,6 @@ fn check_size(entry: &DiskEntry, path: &Path, file: &File) -> DiskResult<()> {
         found,
     })
 }
+
+#[cfg(test)]
+mod tests;

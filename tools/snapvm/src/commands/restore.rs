@@ -1,14 +1,15 @@
 //! `snapvm restore`: brings a machine back from a snapshot and runs it in the foreground.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Context;
-use snapshot::{DeviceOverrides, RestoreOptions, restore_with_progress};
+use snapshot::{DeviceOverrides, DiskError, RestoreOptions, restore_with_progress};
 
 use super::runner;
 use crate::cli::RestoreArgs;
 use crate::description::{MachineDescription, console_output, serial_output};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, one_line};
 use crate::progress::RestoreBar;
 use crate::server::{Host, Vm};
 use crate::values::Assignment;
@@ -28,7 +29,8 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
         ..RestoreOptions::default()
     };
     let bar = RestoreBar::new();
-    let (machine, report) = restore_with_progress(&args.file, &options, &|progress| bar.show(progress))?;
+    let (machine, report) = restore_with_progress(&args.file, &options, &|progress| bar.show(progress))
+        .map_err(|error| with_advice(error, &args.file))?;
     bar.finish();
     tracing::info!(?report, "restored");
     let name = if args.machine.name.is_empty() {
@@ -49,6 +51,26 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
         runner::announce(path);
     }
     runner::run_to_end(&Host::of(Vm::new(machine, description)), socket)
+}
+
+/// Adds what the caller can do, where that is a flag.
+fn with_advice(error: snapshot::Error, file: &Path) -> anyhow::Error {
+    let advice = match &error {
+        snapshot::Error::Disk {
+            id,
+            source: DiskError::NotCopied,
+        } => format!("give the disk as it was by --disk {id}=FILE"),
+        snapshot::Error::Disk {
+            source: DiskError::Missing { .. },
+            ..
+        } => format!("put it beside {}", file.display()),
+        snapshot::Error::Disk {
+            source: DiskError::Exists { .. },
+            ..
+        } => "remove it, or choose another place".to_owned(),
+        _ => return error.into(),
+    };
+    anyhow::anyhow!("{}; {advice}", one_line(&error.into()))
 }
 
 fn overrides(args: &RestoreArgs) -> anyhow::Result<DeviceOverrides> {

@@ -106,7 +106,7 @@ fn disks_that_are_not_those_of_the_snapshot_are_refused_by_name() {
         assert_eq!(code, 2);
         assert!(stderr.contains(reason), "{stderr}");
     };
-    refused("bare.vmsnap", &[], "disk disk0: the snapshot has no copy");
+    refused("bare.vmsnap", &[], "give the disk as it was by --disk disk0=FILE");
     refused(
         "out.vmsnap",
         &["--disk", "disk9=x"],
