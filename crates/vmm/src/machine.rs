@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::virtio::{Balloon, ConsoleInput, DevicesConfig, DiscardRoute, Disk};
+use kvm_bindings::KVM_CLOCK_TSC_STABLE;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
@@ -313,9 +314,10 @@ impl Machine {
                 &self.msr_indices,
             )?);
         }
-        let (clock, tsc) = clock::read(&self.vm, &lock(&self.vcpus[0]).fd)?;
+        let (clock, tsc) = clock::read(&self.vm, &lock(&self.vcpus[0]).fd, self.tsc_khz)?;
         if let Some(tsc) = tsc {
-            vcpu_state::align_tsc(&mut vcpus, tsc);
+            let stable = clock.flags & KVM_CLOCK_TSC_STABLE != 0;
+            vcpu_state::align_tsc(&mut vcpus, tsc, stable);
         }
         let chips = vm_state::save(&self.vm, clock)?;
         let memory = ranges_of(self.memory());

@@ -143,12 +143,15 @@ pub(crate) fn restore_deadline(vcpu: &VcpuFd, state: &VcpuState) -> Result<()> {
 
 /// Makes the time stamp counters of all vCPUs those of one instant, at which the first was `first_tsc`:
 /// they were read one after the other while they went on counting.
-pub(crate) fn align_tsc(states: &mut [VcpuState], first_tsc: u64) {
+///
+/// On a host whose own counters are not `stable`, KVM lets the counter of an idle vCPU stand and makes up
+/// for it when the vCPU next runs. A restore would make the lag last, so there all are as the furthest.
+pub(crate) fn align_tsc(states: &mut [VcpuState], first_tsc: u64, stable: bool) {
     let Some(first) = states.first() else {
         return;
     };
     let (first_offset, first_read) = (first.tsc_offset, first.msrs.get(&IA32_TSC).copied());
-    for state in states {
+    for state in &mut *states {
         let offsets = state.tsc_offset.zip(first_offset);
         if let (Some(tsc), Some(first_read)) = (state.msrs.get_mut(&IA32_TSC), first_read) {
             // Without offsets, all counters are moved by as much, and keep the distances they were read with.
@@ -157,6 +160,17 @@ pub(crate) fn align_tsc(states: &mut [VcpuState], first_tsc: u64) {
             });
             *tsc = first_tsc.wrapping_add(from);
         }
+    }
+    if stable {
+        return;
+    }
+    let counters = states.iter().filter_map(|state| state.msrs.get(&IA32_TSC));
+    let furthest = counters.copied().max().unwrap_or(first_tsc);
+    for tsc in states
+        .iter_mut()
+        .filter_map(|state| state.msrs.get_mut(&IA32_TSC))
+    {
+        *tsc = furthest;
     }
 }
 
