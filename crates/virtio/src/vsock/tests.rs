@@ -1,6 +1,7 @@
 mod guest;
 mod hostile;
 mod restore;
+mod vhost;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

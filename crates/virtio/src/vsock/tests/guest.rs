@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::config::VsockConfig;
+use crate::device::VirtioDevice;
 use crate::driver::Driver;
 use crate::vsock::connection::BUFFER_BYTES;
 use crate::vsock::packet::{HEADER_BYTES, HOST_CID, Header, Operation, TYPE_STREAM};
@@ -20,6 +21,7 @@ const SLOT_BYTES: u64 = 8192;
 
 pub(super) struct Guest {
     pub(super) driver: Driver,
+    cid: u32,
     directory: TempDir,
     /// Addresses of receive buffers by head.
     buffers: std::collections::HashMap<u16, u64>,
@@ -44,10 +46,28 @@ impl Guest {
         Self::of(driver, directory)
     }
 
+    /// The copy that a restore as `device` makes; still paused.
+    pub(super) fn restored_as(&self, device: impl VirtioDevice + 'static, cid: u32) -> Self {
+        let driver = self.driver.restored(device);
+        let mut copy = Self::of(driver, tempfile::tempdir().unwrap());
+        copy.buffers.clone_from(&self.buffers);
+        copy.cid = cid;
+        copy
+    }
+
+    /// A guest with a device of another kind.
+    pub(super) fn with(device: impl VirtioDevice + 'static) -> Self {
+        let driver = Driver::started(device, 0);
+        let mut guest = Self::of(driver, tempfile::tempdir().unwrap());
+        guest.offer_buffers(64);
+        guest
+    }
+
     fn of(mut driver: Driver, directory: TempDir) -> Self {
         let outgoing = driver.allocate(SLOTS * SLOT_BYTES);
         Self {
             driver,
+            cid: CID,
             directory,
             buffers: std::collections::HashMap::new(),
             outgoing,
@@ -61,9 +81,8 @@ impl Guest {
     /// The copy that a restore of a snapshot makes, with a socket elsewhere; still paused.
     pub(super) fn restored(&self) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let driver = self.driver.restored(device(&directory));
-        let mut copy = Self::of(driver, directory);
-        copy.buffers.clone_from(&self.buffers);
+        let mut copy = self.restored_as(device(&directory), CID);
+        copy.directory = directory;
         copy
     }
 
@@ -108,7 +127,7 @@ impl Guest {
         let payload = bytes.split_off(HEADER_BYTES);
         let header = Header::from_bytes(&bytes.try_into().unwrap());
         assert_eq!(header.len as usize, payload.len());
-        assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, CID.into()));
+        assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, self.cid.into()));
         self.passed_on = header.fwd_cnt;
         self.received = self.received.wrapping_add(header.len);
         let head = self.driver.add(RX_QUEUE, &[], &[(address, BUFFER)]);
@@ -159,7 +178,7 @@ impl Guest {
 
     pub(super) fn header(&self, from: u32, to: u32, operation: Operation) -> Header {
         Header {
-            src_cid: CID.into(),
+            src_cid: self.cid.into(),
             dst_cid: HOST_CID,
             src_port: from,
             dst_port: to,

@@ -6,7 +6,7 @@ use crate::vsock::EVENT_QUEUE;
 use crate::vsock::packet::Operation;
 
 /// Makes event buffers available, as the driver does when it starts.
-fn offer_event_buffers(guest: &mut Guest, count: u64) -> Vec<u64> {
+pub(super) fn offer_event_buffers(guest: &mut Guest, count: u64) -> Vec<u64> {
     let addresses: Vec<u64> = (0..count).map(|_| guest.driver.allocate(4)).collect();
     for address in &addresses {
         guest.driver.store(*address, &[0xff; 4]);
@@ -80,8 +80,7 @@ fn a_restored_guest_gets_no_packet_before_it_has_seen_the_notice() {
 
 #[test]
 fn the_notice_waits_for_an_event_buffer() {
-    let source = Guest::new();
-    let mut source = source;
+    let mut source = Guest::new();
     source.driver.transport.pause().unwrap();
     let mut copy = source.restored();
     copy.driver.transport.resume();
