@@ -1,9 +1,10 @@
 //! Running a machine in the foreground: its API, its input, and the three ways in which it ends.
 //!
-//! It ends when the guest stops, when a client or the terminal asks for it, or when SIGINT, SIGTERM, SIGHUP or SIGQUIT
-//! arrives. A snapshot under way when the guest stops is finished first: memory still is as it was at the capture point.
-//! On a signal or a request it is given up.
+//! It ends when the guest stops, when a client or the terminal asks for it, or when SIGINT or SIGTERM arrives, on a
+//! terminal SIGHUP or SIGQUIT as well. A snapshot under way when the guest stops is finished first: memory still is as
+//! it was at the capture point. On a signal or a request it is given up.
 
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -75,12 +76,16 @@ async fn serve_to_end(host: &Arc<Host>, socket: Option<ApiSocket>) -> anyhow::Re
 
 /// Ends everything in an orderly way when someone asks for it by a signal.
 fn shut_down_on_signals(host: &Arc<Host>) -> anyhow::Result<()> {
-    for (kind, name) in [
+    let mut signals = vec![
         (SignalKind::interrupt(), "SIGINT"),
         (SignalKind::terminate(), "SIGTERM"),
-        (SignalKind::hangup(), "SIGHUP"),
-        (SignalKind::quit(), "SIGQUIT"),
-    ] {
+    ];
+    // These would leave a terminal in raw mode. Elsewhere they stay as they are: nohup ignores SIGHUP.
+    if io::stdin().is_terminal() {
+        signals.push((SignalKind::hangup(), "SIGHUP"));
+        signals.push((SignalKind::quit(), "SIGQUIT"));
+    }
+    for (kind, name) in signals {
         let mut arriving = signal(kind).with_context(|| format!("watching for {name}"))?;
         let host = Arc::clone(host);
         tokio::spawn(async move {
