@@ -1,8 +1,8 @@
 //! Runs a KVM machine, snapshots it while it runs, and brings it back.
 //!
 //! `run`, `serve` and `restore` own a machine and serve its control API; `snapshot`, `pause`, `resume`, `status`,
-//! `cancel` and `balloon` are clients of that API; `check`, `demo` and `builtin-elf` stand alone. What a snapshot is belongs to the
-//! `snapshot` crate; here are only its verbs for people.
+//! `cancel` and `balloon` are clients of that API; `check`, `demo` and `builtin-elf` stand alone. What a snapshot is
+//! belongs to the `snapshot` crate; here are only its verbs for people.
 #![forbid(unsafe_code)]
 
 mod api;
