@@ -1,16 +1,17 @@
 //! A small KVM machine whose whole state can be saved and restored.
 //!
-//! The crate boots an ELF kernel by its PVH entry point on real vCPUs, and offers the three verbs that a
-//! snapshot needs: [`Machine::pause`], [`Machine::save_state`] and [`Machine::resume`], and the way back,
-//! [`Machine::restore`]. Guest memory belongs to the caller: the machine never hears of files, formats or
-//! how memory is captured. [`VmState`] is everything but guest memory, in structures with named fields
-//! that are encoded as CBOR, so that a tool that never met this crate can print a register.
+//! The crate boots an unmodified Linux kernel, or any ELF kernel with a PVH entry point, on real vCPUs with
+//! virtio devices, and offers the three verbs that a snapshot needs: [`Machine::pause`],
+//! [`Machine::save_state`] and [`Machine::resume`], and the way back, [`Machine::restore`]. Guest memory
+//! belongs to the caller: the machine never hears of snapshot files or how memory is captured. [`VmState`]
+//! is everything but guest memory, in structures with named fields that are encoded as CBOR, so that a tool
+//! that never met this crate can print a register.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use vmm::{Kernel, Machine, MachineConfig, create_guest_memory};
 //!
-//! let config = MachineConfig { kernel: Some(Kernel::File("guest.elf".into())), ..MachineConfig::default() };
+//! let config = MachineConfig { kernel: Some(Kernel::File("vmlinuz".into())), ..MachineConfig::default() };
 //! let machine = Machine::boot(&config, create_guest_memory(&config)?)?;
 //! machine.resume()?;
 //! machine.pause()?;

@@ -17,29 +17,30 @@
 mod assembly;
 mod devices;
 mod run;
+mod state;
 mod virtio;
 
-use std::fmt::{self, Display};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::virtio::{Balloon, ConsoleInput, DevicesConfig, DiscardRoute, Disk};
-use kvm_bindings::KVM_CLOCK_TSC_STABLE;
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::arch::platform::check_processor;
-use crate::arch::{boot, clock, cpuid, msr, vcpu_state, vm_state};
+use crate::arch::{boot, cpuid, msr};
 use crate::config::MachineConfig;
 use crate::cpu_model::CpuModel;
 use crate::device::{GenerationId, Serial, SharedDevice};
 use crate::error::{Error, Result};
 use crate::machine::assembly::{Assembly, lock};
 use crate::machine::run::{Lifecycle, Phase};
+use crate::machine::state::{check_topology, restore_devices, restore_processors};
 use crate::memory::ranges_of;
 use crate::run_state::{RunState, StopReason};
-use crate::state::{DeviceState, VmSection, VmState};
+use crate::state::VmState;
 use crate::vcpu::{self, Surroundings, Vcpu};
 
 /// How a saved state is brought back.
@@ -113,15 +114,7 @@ impl Machine {
                 .try_for_each(|saved| check_processor(&saved.cpuid, &host))?;
         }
         restore_processors(&assembly, state, options.advance_clock)?;
-        for (device, saved) in assembly.devices.topology.iter().zip(&state.devices) {
-            let failed = |source| Error::Device {
-                name: saved.name.clone(),
-                source,
-            };
-            lock(device)
-                .restore(saved.version, &saved.state)
-                .map_err(failed)?;
-        }
+        restore_devices(&assembly, &state.devices)?;
         Self::finish(config, assembly, Phase::Paused)
     }
 
@@ -299,38 +292,6 @@ impl Machine {
         }
         Ok(machine)
     }
-
-    /// Devices first, for completing a request may raise an interrupt; the chips that take it last.
-    fn read_state(&self) -> Result<VmState> {
-        let devices = self.devices.iter().map(save_device).collect::<Result<Vec<_>>>()?;
-        let capabilities = &self.around.capabilities;
-        let mut vcpus = Vec::with_capacity(self.vcpus.len());
-        for vcpu in &self.vcpus {
-            let vcpu = lock(vcpu);
-            vcpus.push(vcpu_state::save(
-                vcpu.id,
-                &vcpu.fd,
-                capabilities,
-                &self.msr_indices,
-            )?);
-        }
-        let (clock, tsc) = clock::read(&self.vm, &lock(&self.vcpus[0]).fd, self.tsc_khz)?;
-        if let Some(tsc) = tsc {
-            let stable = clock.flags & KVM_CLOCK_TSC_STABLE != 0;
-            vcpu_state::align_tsc(&mut vcpus, tsc, stable);
-        }
-        let chips = vm_state::save(&self.vm, clock)?;
-        let memory = ranges_of(self.memory());
-        let vm = VmSection::new(memory, vcpus.len(), self.device_names.clone(), chips);
-        let first = &vcpus[0];
-        let platform = capabilities.describe(&first.cpuid, &self.msr_indices, first.tsc_khz);
-        Ok(VmState {
-            vm,
-            vcpus,
-            devices,
-            platform,
-        })
-    }
 }
 
 impl fmt::Debug for Machine {
@@ -348,67 +309,4 @@ impl Drop for Machine {
         self.around.control.end(StopReason::Requested);
         self.around.control.join();
     }
-}
-
-fn save_device(device: &SharedDevice) -> Result<DeviceState> {
-    let device = lock(device);
-    let name = device.name().to_owned();
-    match device.save() {
-        Ok(state) => Ok(DeviceState {
-            name,
-            version: device.version(),
-            state,
-        }),
-        Err(source) => Err(Error::Device { name, source }),
-    }
-}
-
-/// All registers of all vCPUs, then the offsets of the time stamp counters, then the timer deadlines; the
-/// chips; and the clock, which follows the counters.
-fn restore_processors(assembly: &Assembly, state: &VmState, advance_clock: bool) -> Result<()> {
-    let vcpus: Vec<_> = assembly.vcpus.iter().map(|vcpu| lock(vcpu)).collect();
-    let chips = state.vm.chips();
-    let advance = if advance_clock {
-        clock::since(&chips.clock)
-    } else {
-        Duration::ZERO
-    };
-    let mut saved = state.vcpus.clone();
-    clock::advance_tsc(&mut saved, advance);
-    let pairs = || vcpus.iter().map(|vcpu| &vcpu.fd).zip(&saved);
-    pairs().try_for_each(|(fd, saved)| vcpu_state::restore(fd, &assembly.around.capabilities, saved))?;
-    vcpu_state::settle_tsc_offsets(pairs())?;
-    pairs().try_for_each(|(fd, saved)| vcpu_state::restore_deadline(fd, saved))?;
-    vm_state::restore(&assembly.vm, &chips)?;
-    clock::write(&assembly.vm, &chips.clock, advance, &vcpus[0].fd, &saved[0])
-}
-
-fn check_topology(assembly: &Assembly, state: &VmState) -> Result<()> {
-    let compare = |part, saved: String, here: String| {
-        if saved == here {
-            Ok(())
-        } else {
-            Err(Error::Topology { part, saved, here })
-        }
-    };
-    compare(
-        "memory map",
-        list(&state.vm.memory),
-        list(&ranges_of(&assembly.around.memory)),
-    )?;
-    compare(
-        "vcpus",
-        state.vcpus.len().to_string(),
-        assembly.vcpus.len().to_string(),
-    )?;
-    let saved_names: Vec<_> = state.devices.iter().map(|device| &device.name).collect();
-    compare("devices", list(&saved_names), list(&assembly.devices.names()))
-}
-
-fn list<T: Display>(items: &[T]) -> String {
-    items
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
 }

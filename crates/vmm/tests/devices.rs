@@ -237,6 +237,17 @@ fn devices_that_cannot_be_are_refused_before_anything_runs() {
     let source = std::error::Error::source(&missing).unwrap().to_string();
     assert!(source.contains("/nonexistent/disk"), "{source}");
 
+    let too_many = refusal(DevicesConfig {
+        disks: (0..16)
+            .map(|index| disk(&format!("d{index}"), &files[0]))
+            .collect(),
+        ..with_devices(&files).devices
+    });
+    assert!(
+        matches!(too_many, Error::InvalidConfig { field: "devices", .. }),
+        "{too_many:?}"
+    );
+
     let machine = boot(&config(payloads::halt()));
     assert!(matches!(
         machine.send_console_input(b"x"),

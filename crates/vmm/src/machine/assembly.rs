@@ -110,8 +110,8 @@ fn check_memory(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<()> 
     }
     Err(Error::Topology {
         part: "memory map",
-        saved: super::list(&wanted),
-        here: super::list(&found),
+        saved: super::state::list(&wanted),
+        here: super::state::list(&found),
     })
 }
 
