@@ -20,8 +20,7 @@ pub struct Plan {
     pub work: PathBuf,
     /// Whether only one machine may run at a time: the source is paused while a copy is looked at.
     ///
-    /// QEMU's emulation of nested paging loses track when two machines run at once: now and then one of them, or
-    /// the outer kernel, dies of faults that cannot be.
+    /// An emulated processor is too slow for both.
     pub one_at_a_time: bool,
     /// What is to be shown.
     pub rounds: Vec<Round>,

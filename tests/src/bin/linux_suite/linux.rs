@@ -183,8 +183,10 @@ impl<'a> Scenario<'a> {
         let restore_ms = now_ms();
         let mut copy = self.start_copy(taken, policy, name)?;
         let outcome = report.step(&format!("restore to {name}"), |seen| {
-            let first = copy.wait_for("the restored guest", |_status| true)?;
+            let halfway = copy.wait_for("the restored guest", |_status| true)?.status;
             seen.time("restore", copy.started.elapsed());
+            // The first line may have been on its way to the console at the capture point.
+            let first = copy.wait_for("a new line", |status| status.sequence > halfway.sequence)?;
             seen.fact("clock", format!("{policy:?}"));
             let moments = Moments {
                 snapshot_ms: taken.commanded_ms,
@@ -268,7 +270,7 @@ impl<'a> Scenario<'a> {
             format!("cid={SOURCE_CID},uds={}", text(&self.path("source.vsock"))?)
         };
         let cmdline = format!(
-            "console=ttyS0 quiet panic=-1 vmsnap.memory_mib=16 vmsnap.pages_per_second=1000 vmsnap.seed={} vmsnap.vsock=1",
+            "console=ttyS0 quiet panic=-1 vmsnap.memory_mib=16 vmsnap.pages_per_second=200 vmsnap.seed={} vmsnap.vsock=1",
             self.seed
         );
         let (cpus, kernel) = (self.cpus.to_string(), self.kernel);

@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use linux_guest::stream::{PORT, fill};
 use vsock::{VMADDR_CID_ANY, VsockListener};
 
-const PIECE_BYTES: usize = 8 << 10;
-const BREATH: Duration = Duration::from_millis(20);
+const PIECE_BYTES: usize = 4 << 10;
+const BREATH: Duration = Duration::from_millis(40);
 
 /// Sends the stream to whoever connects, until it is dropped.
 #[derive(Debug)]

@@ -18,11 +18,11 @@ use crate::options::Options;
 
 const PAGE_WORDS: usize = 512;
 
-/// Writers wait this many milliseconds between bursts.
+/// Writers and checker wait this many milliseconds between bursts.
 const BREATH_MS: u64 = 20;
 
-/// Pages checked between two short pauses, so that the checker leaves a slow machine some time.
-const CHECKED_AT_ONCE: usize = 256;
+/// Pages checked between two pauses, so that the checker leaves a slow machine some time.
+const CHECKED_AT_ONCE: usize = 32;
 
 struct Buffer {
     seed: u64,
@@ -102,7 +102,7 @@ impl Buffer {
                     health.error(wrong);
                 }
                 if page % CHECKED_AT_ONCE == 0 {
-                    thread::sleep(Duration::from_millis(1));
+                    thread::sleep(Duration::from_millis(BREATH_MS));
                 }
             }
             health.passes.fetch_add(1, Ordering::Relaxed);

@@ -15,8 +15,8 @@ use rustix::time::{
 use super::Start;
 use super::health::Health;
 
-const NAP: Duration = Duration::from_millis(20);
-const PERIOD: Duration = Duration::from_millis(50);
+const NAP: Duration = Duration::from_millis(50);
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// Starts a sleeper on each processor and one periodic timer.
 pub fn start(start: Start<'_>) {
