@@ -2,9 +2,12 @@
 
 use super::*;
 use crate::block::{Block, Disk};
-use crate::config::{DiskConfig, DiskFormat};
+use crate::config::{DiskConfig, DiskFormat, MacAddress, VsockConfig};
+use crate::device::to_value;
 use crate::driver::field;
+use crate::net::NetState;
 use crate::rng::Rng;
+use crate::vsock::Vsock;
 
 const SPECIFICATION: &str = include_str!("../../../../../fmt-spec/vmstate-v1.md");
 
@@ -43,6 +46,7 @@ fn compare(state: &Value, table: &[(String, String)]) {
             Value::Bool(_) => kind == "bool",
             Value::Array(_) => kind == "array of map",
             Value::Map(_) => kind == "map",
+            Value::Text(_) => kind == "text",
             _ => false,
         };
         assert!(right, "{name}: {value:?} is no {kind}");
@@ -72,4 +76,15 @@ fn the_specification_lists_every_field_in_order_with_its_type() {
     compare(field(&mut state, "device"), &tables("5.5 ")[0]);
     assert_eq!(Rng::new().save().unwrap(), Value::Map(Vec::new()));
     assert!(tables("5.6 ").is_empty());
+    let net = NetState {
+        mac: MacAddress([2, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+    };
+    compare(&to_value(&net).unwrap(), &tables("5.7 ")[0]);
+    let config = VsockConfig {
+        cid: 3,
+        uds: None,
+        vhost: false,
+    };
+    compare(&Vsock::new(&config).unwrap().save().unwrap(), &tables("5.10 ")[0]);
 }
