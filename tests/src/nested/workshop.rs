@@ -116,8 +116,10 @@ pub fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> 
     workshop.collect(&report, in_time)
 }
 
-/// Whether `/dev/kvm` here is the hardware's: usable, and the processor has the extensions.
-fn has_hardware_kvm() -> bool {
+/// Whether `/dev/kvm` here is the hardware's, so that the suite runs directly: usable, and the processor has the
+/// extensions.
+#[must_use]
+pub fn has_hardware_kvm() -> bool {
     let usable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mut flags = processor.split_whitespace();
