@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
@@ -26,19 +27,18 @@ type DiskResult<T> = std::result::Result<T, DiskError>;
 pub(crate) struct WorkingDisks {
     /// Asked for under a name by the caller.
     named: Vec<TempPath>,
-    /// Needed only as long as the machine has them open.
-    nameless: Vec<TempPath>,
+    /// Never had a name: they are gone with their last descriptor, whatever becomes of this process.
+    nameless: Vec<File>,
 }
 
 impl WorkingDisks {
-    /// Called when the machine has opened its disks: nameless files go, the others stay.
+    /// Called when the machine has opened its disks, and so keeps the nameless ones: those with a name stay.
     pub(crate) fn opened(self) {
         for path in self.named {
             if let Err(error) = path.keep() {
                 tracing::warn!(%error, "a working copy");
             }
         }
-        drop(self.nameless);
     }
 }
 
@@ -115,19 +115,18 @@ fn make_working_copy(
 ) -> DiskResult<PathBuf> {
     let source = open(copy)?;
     check_size(entry, copy, &source)?;
-    let (target, temporary) = match given {
-        Some(path) => create_named(path)?,
-        None => create_nameless(copy)?,
-    };
-    let path = temporary.to_path_buf();
-    let made = copy_and_check(entry, copy, &source, &target, &path);
-    let list = if given.is_some() {
-        &mut working.named
-    } else {
-        &mut working.nameless
-    };
-    list.push(temporary);
-    made.map(|()| path)
+    if let Some(path) = given {
+        let (target, temporary) = create_named(path)?;
+        working.named.push(temporary);
+        copy_and_check(entry, copy, &source, &target, path)?;
+        return Ok(path.to_owned());
+    }
+    let target = create_nameless(copy)?;
+    // The machine opens the file once more by this path.
+    let path = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
+    copy_and_check(entry, copy, &source, &target, &path)?;
+    working.nameless.push(target);
+    Ok(path)
 }
 
 fn copy_and_check(
@@ -174,20 +173,12 @@ fn create_named(path: &Path) -> DiskResult<(File, TempPath)> {
 }
 
 /// Beside the copy, where blocks can be shared with it, or else where temporary files go.
-fn create_nameless(copy: &Path) -> DiskResult<(File, TempPath)> {
-    let builder = || {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".working-").suffix(".raw");
-        builder
-    };
-    let created = builder()
-        .tempfile_in(directory(copy))
-        .or_else(|_| builder().tempfile());
-    let created = created.map_err(|source| DiskError::Open {
+fn create_nameless(copy: &Path) -> DiskResult<File> {
+    let created = tempfile::tempfile_in(directory(copy)).or_else(|_| tempfile::tempfile());
+    created.map_err(|source| DiskError::Open {
         path: std::env::temp_dir(),
         source,
-    })?;
-    Ok(created.into_parts())
+    })
 }
 
 fn open(path: &Path) -> DiskResult<File> {

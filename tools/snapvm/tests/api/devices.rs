@@ -76,7 +76,11 @@ fn disks_are_saved_with_the_machine_and_come_back_with_it() {
     assert!(second.exists(), "a working copy that was asked for stays");
 
     let left = fs::read_dir(directory.path()).unwrap().count();
-    drop(Vm::restored(&out, &[]));
+    let mut nameless = Described::new(Vm::restored(&out, &[]));
+    // It takes the place of the one before: a disk without a name can be saved as well.
+    let done = nameless.expect(200, "POST", "/v1/snapshots?wait=true", &again.to_string());
+    assert_eq!(done["report"]["statistics"]["disks"]["count"], 1, "{done}");
+    drop(nameless);
     assert_eq!(
         fs::read_dir(directory.path()).unwrap().count(),
         left,
@@ -117,7 +121,10 @@ fn disks_that_are_not_those_of_the_snapshot_are_refused_by_name() {
     refused("out.vmsnap", &["--console", "null"], "no console device");
     let existing = format!("disk0={}", path("d.raw").display());
     refused("out.vmsnap", &["--disk", &existing], "d.raw exists");
-    drop(Vm::restored(&path("bare.vmsnap"), &["--disk", &existing]));
+    let mut given = Described::new(Vm::restored(&path("bare.vmsnap"), &["--disk", &existing]));
+    let disks = given.expect(200, "GET", "/v1/machine", "")["disks"].clone();
+    assert_eq!(disks[0]["file"], path("d.raw").to_str().unwrap());
+    drop(given);
 
     let copy = path("out.vmsnap.disk0.raw");
     let file = fs::File::options().write(true).open(&copy).unwrap();

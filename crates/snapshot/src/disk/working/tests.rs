@@ -73,12 +73,12 @@ impl Scene {
 }
 
 #[test]
-fn the_guest_works_on_a_copy_of_the_copy_that_has_no_name_once_it_is_open() {
+fn the_guest_works_on_a_copy_of_the_copy_that_never_has_a_name() {
     let scene = Scene::set();
     let (working, path) = scene.prepare("out.vmsnap").unwrap();
+    assert_eq!(scene.files(), 1, "the working copy has a name");
     let opened = File::options().write(true).read(true).open(&path).unwrap();
     working.opened();
-    assert_eq!(scene.files(), 1, "the working copy still has a name");
     opened.write_all_at(b"changed", 100).unwrap();
     scene.prepare("out.vmsnap").unwrap();
 }
