@@ -5,7 +5,7 @@
 //! and of the other is measured and added. Where time is to be made up for, both are advanced, for a guest
 //! may keep its time by either.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -14,7 +14,8 @@ use crate::arch::msr::{self, IA32_TSC};
 use crate::error::{Error, Result};
 use crate::state::{Clock, VcpuState};
 
-/// How closely the clocks are to agree, and how often that is tried: a tenth of what Linux tolerates.
+/// How closely the clocks are to be read together, and how often that is tried: a tenth of what Linux
+/// tolerates.
 const PRECISION: Duration = Duration::from_micros(50);
 const ATTEMPTS: usize = 10;
 
@@ -93,39 +94,33 @@ pub(crate) fn advance_tsc(vcpus: &mut [VcpuState], by: Duration) {
     }
 }
 
-/// Sets the paravirtual clock so that it shows the saved time, advanced, as of the instant at which the
-/// time stamp counter of `vcpu` had the value in `state`. Whoever is interrupted between measuring and
-/// setting tries again.
-pub(crate) fn write(
-    vm: &VmFd,
-    saved: &Clock,
-    advance: Duration,
-    vcpu: &VcpuFd,
-    state: &VcpuState,
-) -> Result<()> {
-    let started = state.msrs.get(&IA32_TSC).copied();
-    let at = |tsc: Option<u64>| {
-        let counted = started
-            .zip(tsc)
-            .map_or(0, |(started, tsc)| tsc.saturating_sub(started));
-        let passed = advance + duration(counted, state.tsc_khz);
-        saved.clock_ns.saturating_add(nanoseconds(passed))
-    };
-    for _ in 0..ATTEMPTS {
-        let clock = kvm_clock_data {
-            clock: at(read_tsc(vcpu)),
-            ..kvm_clock_data::default()
-        };
-        vm.set_clock(&clock).map_err(|source| Error::Kvm {
-            operation: "KVM_SET_CLOCK",
-            source,
-        })?;
-        let pair = read_pair(vm, vcpu, state.tsc_khz)?;
-        if u128::from(pair.clock.clock.abs_diff(at(pair.tsc))) <= PRECISION.as_nanos() {
-            break;
+/// Writes the time stamp counters; returns the host's time at which the first began to count from there.
+///
+/// KVM makes all counters that are written within a second follow the first.
+pub(crate) fn write_tsc<'a>(vcpus: impl Iterator<Item = (&'a VcpuFd, &'a VcpuState)>) -> Result<Instant> {
+    let mut first = None;
+    for (vcpu, state) in vcpus {
+        let before = Instant::now();
+        if let Some(&tsc) = state.msrs.get(&IA32_TSC) {
+            msr::write(state.id, vcpu, &[(IA32_TSC, tsc)])?;
         }
+        first.get_or_insert(before + before.elapsed() / 2);
     }
-    Ok(())
+    Ok(first.unwrap_or_else(Instant::now))
+}
+
+/// Sets the paravirtual clock so that it showed the saved time, advanced, at the instant `started`.
+pub(crate) fn write(vm: &VmFd, saved: &Clock, advance: Duration, started: Instant) -> Result<()> {
+    let clock = kvm_clock_data {
+        clock: saved
+            .clock_ns
+            .saturating_add(nanoseconds(advance + started.elapsed())),
+        ..kvm_clock_data::default()
+    };
+    vm.set_clock(&clock).map_err(|source| Error::Kvm {
+        operation: "KVM_SET_CLOCK",
+        source,
+    })
 }
 
 fn read_tsc(vcpu: &VcpuFd) -> Option<u64> {

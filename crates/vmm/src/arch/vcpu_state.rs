@@ -71,7 +71,7 @@ pub(crate) fn save(
     })
 }
 
-/// Restores everything of a vCPU but its timer deadline.
+/// Restores everything of a vCPU but its time stamp counter and its timer deadline.
 pub(crate) fn restore(vcpu: &VcpuFd, capabilities: &Capabilities, state: &VcpuState) -> Result<()> {
     let id = state.id;
     let failed = |operation| {
@@ -105,7 +105,7 @@ pub(crate) fn restore(vcpu: &VcpuFd, capabilities: &Capabilities, state: &VcpuSt
         .msrs
         .iter()
         .map(|(&index, &value)| (index, value))
-        .filter(|&(index, _)| index != IA32_TSC_DEADLINE)
+        .filter(|&(index, _)| index != IA32_TSC && index != IA32_TSC_DEADLINE)
         .collect();
     msr::write(id, vcpu, &msrs)?;
     vcpu.set_vcpu_events(&kvm_vcpu_events::from(&state.events))

@@ -60,7 +60,7 @@ fn save_device(device: &SharedDevice) -> Result<DeviceState> {
     }
 }
 
-/// All registers of all vCPUs, then the offsets of the time stamp counters, then the timer deadlines; the
+/// All registers of all vCPUs, then the time stamp counters and their offsets, then the timer deadlines; the
 /// chips; and the clock, which follows the counters.
 pub(super) fn restore_processors(assembly: &Assembly, state: &VmState, advance_clock: bool) -> Result<()> {
     let vcpus: Vec<_> = assembly.vcpus.iter().map(|vcpu| lock(vcpu)).collect();
@@ -74,10 +74,11 @@ pub(super) fn restore_processors(assembly: &Assembly, state: &VmState, advance_c
     clock::advance_tsc(&mut saved, advance);
     let pairs = || vcpus.iter().map(|vcpu| &vcpu.fd).zip(&saved);
     pairs().try_for_each(|(fd, saved)| vcpu_state::restore(fd, &assembly.around.capabilities, saved))?;
+    let started = clock::write_tsc(pairs())?;
     vcpu_state::settle_tsc_offsets(pairs())?;
     pairs().try_for_each(|(fd, saved)| vcpu_state::restore_deadline(fd, saved))?;
     vm_state::restore(&assembly.vm, &chips)?;
-    clock::write(&assembly.vm, &chips.clock, advance, &vcpus[0].fd, &saved[0])
+    clock::write(&assembly.vm, &chips.clock, advance, started)
 }
 
 /// The states of all devices, whose machine has its processors and chips: a device may raise an interrupt.
