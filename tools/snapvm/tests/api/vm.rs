@@ -63,7 +63,10 @@ impl Vm {
 
     /// Starts a process that waits for its machine.
     pub fn without_machine() -> Self {
-        Self::spawn(["serve"], TempDir::new().unwrap())
+        let vm = Self::spawn(["serve"], TempDir::new().unwrap());
+        // Who answers also heeds signals.
+        assert_eq!(vm.request("GET", "/v1/status", "").0, 404);
+        vm
     }
 
     /// Brings a machine back.
