@@ -146,6 +146,8 @@ impl<'a> Scenario<'a> {
 
     /// Takes a snapshot while the guest is under load.
     fn take(&self, source: &mut Machine, seen: &mut Seen) -> Result<Taken> {
+        // The first line may have been on its way since before a pause.
+        source.wait_for_news()?;
         let before = source.wait_for_news()?;
         let file = self.path("guest.vmsnap");
         let commanded_ms = now_ms();
