@@ -11,11 +11,11 @@ use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::arch::msr::{self, IA32_TSC};
+use crate::arch::raw;
 use crate::error::{Error, Result};
 use crate::state::{Clock, VcpuState};
 
-/// How closely the clocks are to be read together, and how often that is tried: a tenth of what Linux
-/// tolerates.
+/// How closely the clocks are to agree, and how often that is tried: a tenth of what Linux tolerates.
 const PRECISION: Duration = Duration::from_micros(50);
 const ATTEMPTS: usize = 10;
 
@@ -96,17 +96,42 @@ pub(crate) fn advance_tsc(vcpus: &mut [VcpuState], by: Duration) {
 
 /// Writes the time stamp counters; returns the host's time at which the first began to count from there.
 ///
-/// KVM makes all counters that are written within a second follow the first.
+/// KVM takes values that differ by less than a second from what it expects for attempts to make counters
+/// equal, and then keeps the first's offset: in a machine just created, even that of zero at its creation.
+/// Where it lets us, the first counter's offset is then corrected.
 pub(crate) fn write_tsc<'a>(vcpus: impl Iterator<Item = (&'a VcpuFd, &'a VcpuState)>) -> Result<Instant> {
     let mut first = None;
     for (vcpu, state) in vcpus {
         let before = Instant::now();
-        if let Some(&tsc) = state.msrs.get(&IA32_TSC) {
-            msr::write(state.id, vcpu, &[(IA32_TSC, tsc)])?;
+        let Some(&tsc) = state.msrs.get(&IA32_TSC) else {
+            continue;
+        };
+        msr::write(state.id, vcpu, &[(IA32_TSC, tsc)])?;
+        if first.is_none() {
+            let started = before + before.elapsed() / 2;
+            correct_offset(vcpu, state, tsc, started);
+            first = Some(started);
         }
-        first.get_or_insert(before + before.elapsed() / 2);
     }
     Ok(first.unwrap_or_else(Instant::now))
+}
+
+/// Gives a counter that did not take its value, or at another time, the offset with which it has it.
+fn correct_offset(vcpu: &VcpuFd, state: &VcpuState, tsc: u64, started: Instant) {
+    for _ in 0..ATTEMPTS {
+        let (Some(offset), Some(found)) = (raw::tsc_offset(vcpu), read_tsc(vcpu)) else {
+            return;
+        };
+        let expected = tsc.wrapping_add(cycles(started.elapsed(), state.tsc_khz));
+        if expected.abs_diff(found) <= cycles(PRECISION, state.tsc_khz) {
+            return;
+        }
+        let wanted = offset.wrapping_add(expected.wrapping_sub(found));
+        if let Err(error) = raw::set_tsc_offset(vcpu, wanted) {
+            tracing::warn!(%error, vcpu = state.id, "the time stamp counter is not where it was");
+            return;
+        }
+    }
 }
 
 /// Sets the paravirtual clock so that it showed the saved time, advanced, at the instant `started`.
