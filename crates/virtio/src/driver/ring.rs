@@ -146,15 +146,6 @@ impl Ring {
         }
     }
 
-    /// Asks for an interrupt with the next used chain.
-    pub(crate) fn want_interrupt(&self, memory: &GuestMemoryMmap) {
-        let address = self.available + 4 + 2 * u64::from(self.size);
-        memory
-            .store(self.last_used.to_le(), GuestAddress(address), Ordering::Release)
-            .unwrap();
-        fence(Ordering::SeqCst);
-    }
-
     /// As `virtqueue_get_buf` and, when there is nothing, `virtqueue_enable_cb`.
     pub(super) fn take_used(&mut self, memory: &GuestMemoryMmap) -> Option<(u16, u32)> {
         let index = || {
