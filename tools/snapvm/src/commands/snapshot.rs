@@ -18,8 +18,10 @@ use crate::output::{Facts, print_json};
 use crate::progress::SnapshotBar;
 use crate::report;
 
-/// How often the machine is asked how far it is.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How long the machine is left alone before it is asked how far it is: at first, and at most. The interval doubles
+/// from question to question, so that short snapshots are known at once and long ones are not slowed down.
+const FIRST_INTERVAL: Duration = Duration::from_millis(5);
+const LAST_INTERVAL: Duration = Duration::from_millis(200);
 
 /// `snapvm snapshot`.
 pub fn run(args: &SnapshotArgs) -> anyhow::Result<Outcome> {
@@ -86,13 +88,15 @@ async fn follow(
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut status: SnapshotStatus = client.send_json(Method::POST, route::SNAPSHOTS, request).await?;
     let bar = SnapshotBar::new(show_bar);
+    let mut interval = FIRST_INTERVAL;
     while status.state == SnapshotState::Running {
         bar.show(&status.progress);
         let given_up = tokio::select! {
-            () = tokio::time::sleep(POLL_INTERVAL) => false,
+            () = tokio::time::sleep(interval) => false,
             _ = interrupt.recv() => true,
             _ = terminate.recv() => true,
         };
+        interval = (interval * 2).min(LAST_INTERVAL);
         if given_up {
             // A snapshot that ended this moment is no error; its state tells.
             let _: anyhow::Result<SnapshotStatus> =
