@@ -72,7 +72,7 @@ fn copies_of_a_newer_kernel_know_what_they_are() {
 }
 
 #[test]
-fn copies_of_a_kernel_of_another_distribution_know_what_they_are() {
+fn linux_of_another_distribution_never_notices() {
     let wanted = wanted("ubuntu_kernel", CLOUD, &[UBUNTU], SHORT);
     run(&wanted, |kernels, _place| vec![linux(&kernels[0], 1, FEW, false)]);
 }

@@ -8,6 +8,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+/// The driver of the generation id of virtual machines.
+pub const GENERATION_ID_MODULE: &str = "vmgenid";
+
 /// A kernel below `target/guests`.
 #[derive(Debug)]
 pub struct Kernel {
@@ -47,13 +50,18 @@ impl Kernel {
         })
     }
 
-    /// Whether the kernel was built with an option, as part of its image or as a module.
-    pub fn has(&self, option: &str) -> bool {
-        let value = self
-            .config
-            .lines()
-            .find_map(|line| line.strip_prefix(option)?.strip_prefix('='));
-        matches!(value, Some("y" | "m"))
+    /// Whether the driver of the generation id is here: in the image, or among the modules, of which some
+    /// distributions leave it out.
+    pub fn knows_generation_id(&self) -> Result<bool> {
+        let is_module = self
+            .files()?
+            .iter()
+            .any(|file| module_name(file) == GENERATION_ID_MODULE);
+        Ok(is_module || self.has_built_in("CONFIG_VMGENID"))
+    }
+
+    fn has_built_in(&self, option: &str) -> bool {
+        self.config.lines().any(|line| line == format!("{option}=y"))
     }
 
     /// Reads modules and all that they need, in the order in which they must be loaded.

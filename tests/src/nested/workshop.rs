@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::archive::Archive;
-use super::kernel::Kernel;
+use super::kernel::{GENERATION_ID_MODULE, Kernel};
 use super::{outer, programs};
 use crate::plan::{Entry, Plan, PlannedKernel, Round, Step};
 
@@ -24,7 +24,7 @@ const INNER_MODULES: &[&str] = &[
     "virtio_console",
     "virtio_balloon",
     "vmw_vsock_virtio_transport",
-    "vmgenid",
+    GENERATION_ID_MODULE,
     "crc32c_generic",
     "ext4",
 ];
@@ -179,7 +179,7 @@ impl Workshop {
             name: format!("{} ({})", kernel.name, kernel.package.trim()),
             image: place.join(format!("{}-image", kernel.name)),
             initrd: place.join(format!("{}-initrd", kernel.name)),
-            knows_generation_id: kernel.has("CONFIG_VMGENID"),
+            knows_generation_id: kernel.knows_generation_id()?,
         })
     }
 
