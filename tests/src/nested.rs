@@ -14,4 +14,4 @@ mod outer;
 mod programs;
 mod workshop;
 
-pub use workshop::{Ran, Wanted, has_hardware_kvm, run};
+pub use workshop::{Missing, Ran, Wanted, has_hardware_kvm, run};

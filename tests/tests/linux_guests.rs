@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use e2e::nested::{self, Ran, Wanted};
+use e2e::nested::{self, Missing, Ran, Wanted};
 use e2e::plan::{PlannedKernel, Round};
 
 /// Snapshots of the main scenarios, and of the others.
@@ -123,7 +123,8 @@ fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> Vec<
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     match nested::run(wanted, rounds) {
         Ok(ran) => judge(&ran),
-        Err(reason) => eprintln!("SKIPPED: {}: {reason:#}", wanted.name),
+        Err(reason) if reason.is::<Missing>() => eprintln!("SKIPPED: {}: {reason}", wanted.name),
+        Err(reason) => panic!("{}: {reason:#}", wanted.name),
     }
 }
 

@@ -32,6 +32,16 @@ pub struct Outputs<'a> {
     pub qemu: &'a Path,
 }
 
+/// Whether QEMU can be run.
+pub fn is_here() -> bool {
+    let asked = Command::new(QEMU)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    asked.is_ok_and(|status| status.success())
+}
+
 /// Boots an outer kernel and waits until it has powered off; `false` when it took too long.
 pub fn run(image: &Path, initrd: &Path, outputs: &Outputs<'_>, limit: Duration) -> Result<bool> {
     let said = File::create(outputs.qemu).context("cannot make a log file")?;

@@ -3,12 +3,13 @@
 //! Everything of a run lies in `target/guests/runs/NAME`, from one run to the next, so that a failure can be looked
 //! into: the plan, the outer console, every entry, and the logs that the suite sent along with its failures.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::archive::Archive;
 use super::kernel::{GENERATION_ID_MODULE, Kernel};
@@ -31,6 +32,10 @@ const INNER_MODULES: &[&str] = &[
 
 /// Modules that make an outer kernel a host.
 const OUTER_MODULES: &[&str] = &["kvm_amd", "vhost_vsock", "vhost_net", "tun"];
+
+/// Parameters of modules, by file. A processor that waits for its guest by polling has nothing else to do on hardware;
+/// the emulated one is needed for everything.
+const PARAMETERS: &[(&str, &str)] = &[("kvm.ko", " halt_poll_ns=0")];
 
 /// Everything of the suite lies here, below the root of the outer kernel or the directory of the run.
 const PLACE: &str = "suite";
@@ -59,13 +64,28 @@ pub struct Ran {
     pub directory: PathBuf,
 }
 
+/// What this machine lacks to run the suite; `cargo xtask setup` brings it where it can.
+#[derive(Debug)]
+pub struct Missing(String);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no {} here", self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
 /// Runs the suite; `rounds` makes the rounds from the kernels as the suite finds them, and the place of programs.
 ///
 /// # Errors
-/// When it cannot be run here; the reason is worth a skip, unless a program does not build.
+/// [`Missing`] when this machine has not what it takes, which is worth a skip; anything else is a failure.
 pub fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> Vec<Round>) -> Result<Ran> {
     let workshop = Workshop::open(wanted.name)?;
     let is_direct = has_hardware_kvm();
+    if !is_direct && !outer::is_here() {
+        bail!(Missing(outer::QEMU.to_owned()));
+    }
     let root = if is_direct {
         workshop.directory.clone()
     } else {
@@ -162,10 +182,9 @@ impl Workshop {
 
     fn kernel(&self, name: &str) -> Result<Kernel> {
         let directory = self.target.join("guests").join(name);
-        ensure!(
-            directory.is_dir(),
-            "no kernel {name}: `cargo xtask setup` fetches it where it can"
-        );
+        if !directory.is_dir() {
+            bail!(Missing(format!("kernel {name}")));
+        }
         Kernel::open(&directory)
     }
 
@@ -195,7 +214,9 @@ impl Workshop {
         for module in kernel.modules(modules)? {
             let path = format!("modules/{}", module.file);
             archive.file(&path, &module.bytes)?;
-            list.push_str(&format!("/{path}\n"));
+            let parameters = PARAMETERS.iter().find(|(file, _)| *file == module.file);
+            let parameters = parameters.map_or("", |(_, parameters)| parameters);
+            list.push_str(&format!("/{path}{parameters}\n"));
         }
         archive.file("modules/list", list.as_bytes())?;
         archive.directory(PLACE)?;

@@ -1,5 +1,6 @@
 //! What an init does first and last: mounts, modules, power-off.
 
+use std::ffi::CString;
 use std::fs;
 use std::process::ExitCode;
 
@@ -8,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, init_module, reboot};
 
-/// The modules to load, one path a line, each after those that it needs.
+/// The modules to load, a line each, after those that it needs: path, and parameters behind a space.
 const MODULES: &str = "/modules/list";
 
 /// File systems that every Linux program expects: type and place.
@@ -34,9 +35,11 @@ fn load_modules() -> Result<()> {
     let Ok(list) = fs::read_to_string(MODULES) else {
         return Ok(());
     };
-    for path in list.lines() {
+    for line in list.lines() {
+        let (path, parameters) = line.split_once(' ').unwrap_or((line, ""));
+        let parameters = CString::new(parameters).context("parameters of a module")?;
         let image = fs::read(path).with_context(|| format!("cannot read {path}"))?;
-        match init_module(&image, c"") {
+        match init_module(&image, &parameters) {
             Ok(()) | Err(Errno::EXIST | Errno::NODEV) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot load {path}")),
         }

@@ -20,7 +20,7 @@ use super::health::Health;
 const STEPS_PER_FLUSH: u64 = 4;
 
 /// A pause between steps, so that a slow machine has time for the other loads.
-const BREATH: Duration = Duration::from_millis(20);
+const BREATH: Duration = Duration::from_millis(80);
 
 /// A block as direct I/O wants it.
 #[repr(C, align(4096))]

@@ -19,10 +19,10 @@ use crate::options::Options;
 const PAGE_WORDS: usize = 512;
 
 /// Writers and checker wait this many milliseconds between bursts.
-const BREATH_MS: u64 = 20;
+const BREATH_MS: u64 = 50;
 
 /// Pages checked between two pauses, so that the checker leaves a slow machine some time.
-const CHECKED_AT_ONCE: usize = 32;
+const CHECKED_AT_ONCE: usize = 64;
 
 struct Buffer {
     seed: u64,

@@ -14,7 +14,7 @@ use super::health::Health;
 /// First argument of the second process.
 pub const PEER: &str = "pipe-peer";
 
-const BREATH: Duration = Duration::from_millis(30);
+const BREATH: Duration = Duration::from_millis(100);
 
 /// Exchanges numbers with a second process without end.
 pub fn exchange(health: &Health) -> Result<()> {

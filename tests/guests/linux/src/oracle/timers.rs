@@ -15,7 +15,7 @@ use rustix::time::{
 use super::Start;
 use super::health::Health;
 
-const NAP: Duration = Duration::from_millis(50);
+const NAP: Duration = Duration::from_millis(100);
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// Starts a sleeper on each processor and one periodic timer.

@@ -18,7 +18,7 @@ const RING_BYTES: usize = 1 << 20;
 const PIECE_BYTES: usize = 16 << 10;
 const RETRY: Duration = Duration::from_millis(500);
 /// A host that is silent for so long is connected to anew.
-const SILENCE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// Receives without end.
 pub fn receive(seed: u64, health: &Health) -> Result<()> {
