@@ -90,12 +90,12 @@ fn flags_and_files_make_the_machine_that_they_describe() {
 fn a_file_that_describes_no_machine_is_refused_before_a_socket_is_made() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("machine.toml");
-    fs::write(&config, "cpus = 1\nkernl = \"x\"\n").unwrap();
+    fs::write(&config, "cpus = 1\nkernels = \"x\"\n").unwrap();
     let socket = directory.path().join("vm.sock");
     let (code, stderr) = Vm::fails_to_start(&["--config", config.to_str().unwrap()], &socket);
     assert_eq!(code, 2);
     assert!(
-        stderr.contains("machine.toml: line 2") && stderr.contains("kernl"),
+        stderr.contains("machine.toml: line 2") && stderr.contains("kernels"),
         "{stderr}"
     );
     assert!(!socket.exists());
