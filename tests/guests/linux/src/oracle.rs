@@ -1,4 +1,4 @@
-//! Everything that the guest does at once, and its report once a second.
+//! Everything that the guest does at once, and its report every other second.
 //!
 //! Each load is one module and one or more threads; all share [`Health`], into which they count what went right and
 //! write down what went wrong. A load that the machine has no device for is left out, and its counters stay 0.

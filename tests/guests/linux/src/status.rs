@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "vmsnap", rename_all = "snake_case")]
 pub enum Line {
-    /// Said once a second.
+    /// Said every other second.
     Status(Box<Status>),
     /// The kernel has noticed that this machine is a copy.
     Forked(Entropy),

@@ -24,7 +24,7 @@ const CYCLES_PER_LOG: u64 = 64;
 const RECORD_BYTES: usize = 32;
 /// Place of the log's records in the rule of content; files have the number of their cycle there.
 const LOG: u64 = u64::MAX;
-const BREATH: Duration = Duration::from_millis(100);
+const BREATH: Duration = Duration::from_millis(400);
 
 /// Mounts the disk as ext4 and works on it without end.
 pub fn write(disk: &Path, seed: u64, health: &Health) -> Result<()> {

@@ -22,7 +22,7 @@ const PAGE_WORDS: usize = 512;
 const BREATH_MS: u64 = 50;
 
 /// Pages checked between two pauses, so that the checker leaves a slow machine some time.
-const CHECKED_AT_ONCE: usize = 64;
+const CHECKED_AT_ONCE: usize = 128;
 
 struct Buffer {
     seed: u64,

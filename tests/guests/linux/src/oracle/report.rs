@@ -1,4 +1,4 @@
-//! The line once a second, and the one thing that the guest listens to.
+//! The line that tells every other second how all is, and the one thing that the guest listens to.
 
 use std::io::{BufRead, Write, stdin, stdout};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -12,7 +12,8 @@ use rustix::time::{ClockId, clock_gettime};
 use super::entropy;
 use super::health::Health;
 
-const PERIOD: Duration = Duration::from_secs(1);
+/// Each byte of a line costs the machine several exits.
+const PERIOD: Duration = Duration::from_secs(2);
 
 /// Says a line on the console, in one piece.
 pub fn say(line: &Line) {
@@ -21,7 +22,7 @@ pub fn say(line: &Line) {
     let _ = stdout().lock().write_all(format!("\n{text}\n").as_bytes());
 }
 
-/// Reports once a second until the console says `poweroff`.
+/// Reports until the console says `poweroff`.
 pub fn until_told(health: &Health) -> Result<()> {
     let user_space_ms = millis(ClockId::Monotonic)?;
     let (told, hear) = channel();
