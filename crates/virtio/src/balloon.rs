@@ -22,11 +22,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::balloon::handler::Handler;
 use crate::config::BalloonConfig;
-use crate::device::{Activation, VirtioDevice, from_value, read_config_bytes, to_value};
+use crate::device::{VirtioDevice, from_value, read_config_bytes, to_value};
 use crate::discard::DiscardRoute;
 use crate::error::{Error, Result};
-use crate::queue::QueueState;
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
 
 /// The guest may take pages back without asking when it runs out of memory (virtio 1.2, 5.5.3).
 const F_DEFLATE_ON_OOM: u32 = 2;
@@ -190,16 +189,12 @@ impl VirtioDevice for BalloonDevice {
         self.balloon.shared.actual_pages.store(actual, Ordering::Release);
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<()> {
-        self.worker.activate(activation)
+    fn worker(&self) -> &dyn Work {
+        &self.worker
     }
 
-    fn pause(&mut self) -> Result<()> {
-        self.worker.pause()
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        &mut self.worker
     }
 
     /// The balloon is empty afterwards, the target stays.
@@ -207,10 +202,6 @@ impl VirtioDevice for BalloonDevice {
         self.worker.reset()?;
         self.balloon.shared.actual_pages.store(0, Ordering::Release);
         Ok(())
-    }
-
-    fn queue_states(&self) -> Result<Vec<QueueState>> {
-        self.worker.queue_states()
     }
 
     fn save(&self) -> Result<Value> {

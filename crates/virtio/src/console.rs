@@ -19,10 +19,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use crate::config::ConsoleConfig;
 use crate::console::handler::Handler;
 use crate::console::output::Output;
-use crate::device::{Activation, VirtioDevice, from_value, to_value};
+use crate::device::{VirtioDevice, from_value, to_value};
 use crate::error::Result;
-use crate::queue::QueueState;
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
 
 pub use input::ConsoleInput;
 
@@ -83,24 +82,12 @@ impl VirtioDevice for ConsoleDevice {
     /// All of its fields belong to features that are not offered.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, activation: Activation) -> Result<()> {
-        self.worker.activate(activation)
+    fn worker(&self) -> &dyn Work {
+        &self.worker
     }
 
-    fn pause(&mut self) -> Result<()> {
-        self.worker.pause()
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
-    }
-
-    fn reset(&mut self) -> Result<()> {
-        self.worker.reset()
-    }
-
-    fn queue_states(&self) -> Result<Vec<QueueState>> {
-        self.worker.queue_states()
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        &mut self.worker
     }
 
     fn save(&self) -> Result<Value> {

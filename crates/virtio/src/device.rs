@@ -15,6 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::queue::{ActiveQueue, QueueState};
+use crate::worker::Work;
 
 /// Longest wait for requests under way, in [`VirtioDevice::pause`] and [`VirtioDevice::reset`].
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,6 +40,12 @@ pub trait VirtioDevice: Send {
     /// Writes the configuration space at `offset`; what cannot be written is ignored.
     fn write_config(&mut self, offset: u64, data: &[u8]);
 
+    /// Returns the worker that serves the queues.
+    fn worker(&self) -> &dyn Work;
+
+    /// Returns the worker that serves the queues, to be told what to do.
+    fn worker_mut(&mut self) -> &mut dyn Work;
+
     /// Begins to serve the queues: the driver is ready, or was when the machine was saved.
     ///
     /// Queues that the driver left out are there, not ready. A device activated while paused waits for
@@ -46,29 +53,39 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     /// The device cannot work; the transport tells the driver that it needs a reset.
-    fn activate(&mut self, activation: Activation) -> Result<()>;
+    fn activate(&mut self, activation: Activation) -> Result<()> {
+        self.worker_mut().activate(activation)
+    }
 
     /// Completes the requests under way, used ring and interrupt included, and starts none.
     ///
     /// # Errors
     /// They did not complete within [`DRAIN_TIMEOUT`]; the device works on as before.
-    fn pause(&mut self) -> Result<()>;
+    fn pause(&mut self) -> Result<()> {
+        self.worker_mut().pause()
+    }
 
     /// Works again, and looks at every queue whether kicked or not.
-    fn resume(&mut self);
+    fn resume(&mut self) {
+        self.worker_mut().resume();
+    }
 
     /// Completes the requests under way and forgets the queues; does nothing to a device not activated.
     ///
     /// # Errors
     /// They did not complete within [`DRAIN_TIMEOUT`]; the device works on, and the transport shows the
     /// driver that the reset did not happen.
-    fn reset(&mut self) -> Result<()>;
+    fn reset(&mut self) -> Result<()> {
+        self.worker_mut().reset()
+    }
 
     /// Returns the state of all queues of an activated and paused device.
     ///
     /// # Errors
     /// The device is not paused, or its host side does not tell.
-    fn queue_states(&self) -> Result<Vec<QueueState>>;
+    fn queue_states(&self) -> Result<Vec<QueueState>> {
+        self.worker().queue_states()
+    }
 
     /// Returns the version of the saved state's schema.
     fn version(&self) -> u32 {

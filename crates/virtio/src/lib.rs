@@ -45,4 +45,4 @@ pub use tap::TapError;
 pub use transport::{MmioTransport, QUEUE_NOTIFY};
 pub use vhost::{VhostNet, VhostVsock};
 pub use vsock::Vsock;
-pub use worker::{Context, QueueHandler, Worker};
+pub use worker::{Context, QueueHandler, Work, Worker};

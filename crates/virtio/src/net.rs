@@ -18,11 +18,10 @@ use virtio_bindings::virtio_net::{
 };
 
 use crate::config::{MacAddress, NetConfig};
-use crate::device::{Activation, VirtioDevice, from_value, read_config_bytes, to_value};
+use crate::device::{VirtioDevice, from_value, read_config_bytes, to_value};
 use crate::error::{Error, Result};
-use crate::queue::QueueState;
 use crate::tap::{Offloads, Tap, TapError};
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
 
 use self::handler::Handler;
 
@@ -175,25 +174,17 @@ impl VirtioDevice for Net {
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, activation: Activation) -> Result<()> {
-        self.worker.activate(activation)
+    fn worker(&self) -> &dyn Work {
+        &self.worker
     }
 
-    fn pause(&mut self) -> Result<()> {
-        self.worker.pause()
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        &mut self.worker
     }
 
     fn reset(&mut self) -> Result<()> {
         self.worker.reset()?;
         self.worker.with_handler(Handler::forget_packet)
-    }
-
-    fn queue_states(&self) -> Result<Vec<QueueState>> {
-        self.worker.queue_states()
     }
 
     fn save(&self) -> Result<Value> {

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::GuestMemoryMmap;
 
-use crate::device::{Activation, VirtioDevice, from_value, to_value};
+use crate::device::{VirtioDevice, from_value, to_value};
 use crate::error::{Error, Result};
-use crate::queue::{Buffers, Chain, QueueState, Served};
-use crate::worker::{Context, QueueHandler, Worker};
+use crate::queue::{Buffers, Chain, Served};
+use crate::worker::{Context, QueueHandler, Work, Worker};
 
 /// Entries of the one queue; Linux has one request under way.
 const QUEUE_SIZE: u16 = 64;
@@ -62,24 +62,12 @@ impl VirtioDevice for Rng {
     /// There is no configuration space.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, activation: Activation) -> Result<()> {
-        self.worker.activate(activation)
+    fn worker(&self) -> &dyn Work {
+        &self.worker
     }
 
-    fn pause(&mut self) -> Result<()> {
-        self.worker.pause()
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
-    }
-
-    fn reset(&mut self) -> Result<()> {
-        self.worker.reset()
-    }
-
-    fn queue_states(&self) -> Result<Vec<QueueState>> {
-        self.worker.queue_states()
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        &mut self.worker
     }
 
     fn save(&self) -> Result<Value> {

@@ -17,10 +17,9 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use crate::config::VsockConfig;
-use crate::device::{Activation, VirtioDevice, from_value, read_config_bytes, to_value};
+use crate::device::{VirtioDevice, from_value, read_config_bytes, to_value};
 use crate::error::{Error, Result};
-use crate::queue::QueueState;
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
 
 use self::handler::Handler;
 use self::mux::Mux;
@@ -90,16 +89,12 @@ impl VirtioDevice for Vsock {
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, activation: Activation) -> Result<()> {
-        self.worker.activate(activation)
+    fn worker(&self) -> &dyn Work {
+        &self.worker
     }
 
-    fn pause(&mut self) -> Result<()> {
-        self.worker.pause()
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        &mut self.worker
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -108,10 +103,6 @@ impl VirtioDevice for Vsock {
             handler.mux.forget_connections();
             handler.notice = Notice::Done;
         })
-    }
-
-    fn queue_states(&self) -> Result<Vec<QueueState>> {
-        self.worker.queue_states()
     }
 
     fn save(&self) -> Result<Value> {

@@ -79,6 +79,36 @@ pub trait QueueHandler: Send + 'static {
     }
 }
 
+/// What a device's transport asks of a worker, whatever its handler.
+pub trait Work {
+    /// Starts the thread and gives it handler and queues; parked if the activation says paused.
+    ///
+    /// # Errors
+    /// The worker is active already, or the system gives no thread; the worker is as it was.
+    fn activate(&mut self, activation: Activation) -> Result<()>;
+
+    /// Parks the thread when the requests under way have completed; a worker at rest is left alone.
+    ///
+    /// # Errors
+    /// They did not complete in time; the thread works on.
+    fn pause(&mut self) -> Result<()>;
+
+    /// Sets a parked thread to work; it looks at every queue first.
+    fn resume(&mut self);
+
+    /// Ends the thread when the requests under way have completed; the handler rests, the queues are gone.
+    ///
+    /// # Errors
+    /// They did not complete in time; the thread works on.
+    fn reset(&mut self) -> Result<()>;
+
+    /// Returns the queues' states of a parked worker; of one at rest there are none.
+    ///
+    /// # Errors
+    /// The worker is at work.
+    fn queue_states(&self) -> Result<Vec<QueueState>>;
+}
+
 /// A device's handler, with the thread that it works on while the device is activated.
 #[derive(Debug)]
 pub struct Worker<H: QueueHandler> {
@@ -110,11 +140,33 @@ impl<H: QueueHandler> Worker<H> {
         }
     }
 
-    /// Starts the thread and gives it handler and queues; parked if the activation says paused.
+    /// Lets `look` see and change the handler of a worker that is parked or at rest.
     ///
     /// # Errors
-    /// The worker is active already, or the system gives no thread; the worker is as it was.
-    pub fn activate(&mut self, activation: Activation) -> Result<()> {
+    /// The worker is at work.
+    pub fn with_handler<R>(&mut self, look: impl FnOnce(&mut H) -> R) -> Result<R> {
+        match &mut self.place {
+            Place::Resting(handler) => Ok(look(handler)),
+            Place::Active(active) => active.shared.with_core(|core| look(&mut core.handler)),
+            Place::Moving => Err(Error::NotPaused),
+        }
+    }
+
+    /// Lets `look` see the handler of a worker that is parked or at rest.
+    ///
+    /// # Errors
+    /// The worker is at work.
+    pub fn look<R>(&self, look: impl FnOnce(&H) -> R) -> Result<R> {
+        match &self.place {
+            Place::Resting(handler) => Ok(look(handler)),
+            Place::Active(active) => active.shared.with_core(|core| look(&core.handler)),
+            Place::Moving => Err(Error::NotPaused),
+        }
+    }
+}
+
+impl<H: QueueHandler> Work for Worker<H> {
+    fn activate(&mut self, activation: Activation) -> Result<()> {
         if matches!(self.place, Place::Active(_)) {
             return Err(Error::Active);
         }
@@ -142,29 +194,20 @@ impl<H: QueueHandler> Worker<H> {
         }
     }
 
-    /// Parks the thread when the requests under way have completed; a worker at rest is left alone.
-    ///
-    /// # Errors
-    /// They did not complete in time; the thread works on.
-    pub fn pause(&mut self) -> Result<()> {
+    fn pause(&mut self) -> Result<()> {
         match &self.place {
             Place::Active(active) => active.shared.park(Command::Pause),
             Place::Resting(_) | Place::Moving => Ok(()),
         }
     }
 
-    /// Sets a parked thread to work; it looks at every queue first.
-    pub fn resume(&mut self) {
+    fn resume(&mut self) {
         if let Place::Active(active) = &self.place {
             active.shared.resume();
         }
     }
 
-    /// Ends the thread when the requests under way have completed; the handler rests, the queues are gone.
-    ///
-    /// # Errors
-    /// They did not complete in time; the thread works on.
-    pub fn reset(&mut self) -> Result<()> {
+    fn reset(&mut self) -> Result<()> {
         let Place::Active(active) = &self.place else {
             return Ok(());
         };
@@ -182,11 +225,7 @@ impl<H: QueueHandler> Worker<H> {
         Ok(())
     }
 
-    /// Returns the queues' states of a parked worker; of one at rest there are none.
-    ///
-    /// # Errors
-    /// The worker is at work.
-    pub fn queue_states(&self) -> Result<Vec<QueueState>> {
+    fn queue_states(&self) -> Result<Vec<QueueState>> {
         match &self.place {
             Place::Active(active) => active.shared.with_core(|core| {
                 core.context
@@ -196,30 +235,6 @@ impl<H: QueueHandler> Worker<H> {
                     .collect()
             }),
             Place::Resting(_) | Place::Moving => Ok(Vec::new()),
-        }
-    }
-
-    /// Lets `look` see and change the handler of a worker that is parked or at rest.
-    ///
-    /// # Errors
-    /// The worker is at work.
-    pub fn with_handler<R>(&mut self, look: impl FnOnce(&mut H) -> R) -> Result<R> {
-        match &mut self.place {
-            Place::Resting(handler) => Ok(look(handler)),
-            Place::Active(active) => active.shared.with_core(|core| look(&mut core.handler)),
-            Place::Moving => Err(Error::NotPaused),
-        }
-    }
-
-    /// Lets `look` see the handler of a worker that is parked or at rest.
-    ///
-    /// # Errors
-    /// The worker is at work.
-    pub fn look<R>(&self, look: impl FnOnce(&H) -> R) -> Result<R> {
-        match &self.place {
-            Place::Resting(handler) => Ok(look(handler)),
-            Place::Active(active) => active.shared.with_core(|core| look(&core.handler)),
-            Place::Moving => Err(Error::NotPaused),
         }
     }
 }

@@ -11,10 +11,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use crate::block::handler::Handler;
 use crate::block::request::{MAX_RANGE_SECTORS, MAX_RANGES, MAX_SEGMENTS};
 use crate::block::{Disk, SECTOR_BYTES};
-use crate::device::{Activation, VirtioDevice, from_value, read_config_bytes, to_value};
+use crate::device::{VirtioDevice, from_value, read_config_bytes, to_value};
 use crate::error::{Error, Result};
-use crate::queue::QueueState;
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
 
 /// Entries of the one queue: requests that can be under way at once, with indirect descriptors.
 const QUEUE_SIZE: u16 = 256;
@@ -82,24 +81,12 @@ impl VirtioDevice for Block {
     /// Nothing can be written: the one field that could be, the cache mode, is not offered.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, activation: Activation) -> Result<()> {
-        self.worker.activate(activation)
+    fn worker(&self) -> &dyn Work {
+        &self.worker
     }
 
-    fn pause(&mut self) -> Result<()> {
-        self.worker.pause()
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
-    }
-
-    fn reset(&mut self) -> Result<()> {
-        self.worker.reset()
-    }
-
-    fn queue_states(&self) -> Result<Vec<QueueState>> {
-        self.worker.queue_states()
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        &mut self.worker
     }
 
     fn save(&self) -> Result<Value> {

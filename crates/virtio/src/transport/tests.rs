@@ -7,6 +7,7 @@ use virtio_bindings::virtio_mmio::*;
 use super::*;
 use crate::device::read_config_bytes;
 use crate::driver::{Driver, RING_FEATURES, WORKING, memory};
+use crate::worker::Work;
 
 mod random;
 mod saved;
@@ -61,27 +62,7 @@ impl Recorder {
     }
 }
 
-impl VirtioDevice for Recorder {
-    fn device_type(&self) -> u32 {
-        63
-    }
-
-    fn features(&self) -> u64 {
-        FEATURES
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &[16, 32]
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(b"0123456789", offset, data);
-    }
-
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
-        self.log.lock().unwrap().written.push((offset, data.to_vec()));
-    }
-
+impl Work for Recorder {
     fn activate(&mut self, activation: Activation) -> Result<()> {
         self.note("activate")?;
         self.log.lock().unwrap().activation = Some(activation);
@@ -110,6 +91,36 @@ impl VirtioDevice for Recorder {
                 .map(|queue| QueueState::of(&queue.queue))
                 .collect()
         }))
+    }
+}
+
+impl VirtioDevice for Recorder {
+    fn device_type(&self) -> u32 {
+        63
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[16, 32]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(b"0123456789", offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.log.lock().unwrap().written.push((offset, data.to_vec()));
+    }
+
+    fn worker(&self) -> &dyn Work {
+        self
+    }
+
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        self
     }
 
     fn save(&self) -> Result<Value> {

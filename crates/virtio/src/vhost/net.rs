@@ -11,9 +11,8 @@ use crate::config::NetConfig;
 use crate::device::{Activation, VirtioDevice, to_value};
 use crate::error::Result;
 use crate::net::{NetState, QUEUE_SIZES, RX_QUEUE, TX_QUEUE, set_offloads};
-use crate::queue::QueueState;
 use crate::tap::Tap;
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
 
 use super::handler::{Backend, Handler};
 use super::memory::MemorySlot;
@@ -103,26 +102,18 @@ impl VirtioDevice for VhostNet {
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    fn worker(&self) -> &dyn Work {
+        &self.worker
+    }
+
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        &mut self.worker
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<()> {
         self.worker
             .with_handler(|handler| handler.take_kicks(&mut activation, QUEUE_SIZES.len()))??;
         self.worker.activate(activation)
-    }
-
-    fn pause(&mut self) -> Result<()> {
-        self.worker.pause()
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
-    }
-
-    fn reset(&mut self) -> Result<()> {
-        self.worker.reset()
-    }
-
-    fn queue_states(&self) -> Result<Vec<QueueState>> {
-        self.worker.queue_states()
     }
 
     fn save(&self) -> Result<Value> {

@@ -13,10 +13,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use crate::config::VsockConfig;
 use crate::device::{Activation, VirtioDevice, from_value, read_config_bytes, to_value};
 use crate::error::Result;
-use crate::queue::QueueState;
 use crate::vsock::notice::Notice;
 use crate::vsock::{EVENT_QUEUE, QUEUE_SIZES, VsockState};
-use crate::worker::{Context, Worker};
+use crate::worker::{Context, Work, Worker};
 
 use super::handler::{Backend, Handler};
 use super::memory::MemorySlot;
@@ -123,28 +122,24 @@ impl VirtioDevice for VhostVsock {
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    fn worker(&self) -> &dyn Work {
+        &self.worker
+    }
+
+    fn worker_mut(&mut self) -> &mut dyn Work {
+        &mut self.worker
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<()> {
         self.worker
             .with_handler(|handler| handler.take_kicks(&mut activation, KERNEL_QUEUES))??;
         self.worker.activate(activation)
     }
 
-    fn pause(&mut self) -> Result<()> {
-        self.worker.pause()
-    }
-
-    fn resume(&mut self) {
-        self.worker.resume();
-    }
-
     fn reset(&mut self) -> Result<()> {
         self.worker.reset()?;
         self.worker
             .with_handler(|handler| handler.backend.notice = Notice::Done)
-    }
-
-    fn queue_states(&self) -> Result<Vec<QueueState>> {
-        self.worker.queue_states()
     }
 
     fn save(&self) -> Result<Value> {
