@@ -261,7 +261,7 @@ pub enum Usage {
         /// What the string is.
         what: &'static str,
     },
-    /// An earlier error left the output unusable.
-    #[error("an earlier write failed")]
+    /// An earlier panic of the output left it unusable.
+    #[error("an earlier write panicked")]
     WriteFailed,
 }

@@ -1,8 +1,8 @@
 //! What the encoder threads share: the batch of finished frames, the index, the output.
 
-use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::WriterProgress;
 use super::duplicates::Duplicates;
@@ -127,8 +127,8 @@ struct Output<W> {
 pub(super) struct Shared<W> {
     state: Mutex<State>,
     output: Mutex<Output<W>>,
-    /// Set when the output has failed; the file can no longer be completed.
-    failed: AtomicBool,
+    /// Why the output has failed, if it has; the file can no longer be completed.
+    failure: OnceLock<io::Error>,
     /// Figures for [`WriterProgress`]; relaxed, they order nothing.
     plain_bytes: AtomicU64,
     file_bytes: AtomicU64,
@@ -155,7 +155,7 @@ impl<W: Write> Shared<W> {
                 inner: output,
                 batch: Vec::new(),
             }),
-            failed: AtomicBool::new(false),
+            failure: OnceLock::new(),
             plain_bytes: AtomicU64::new(0),
             file_bytes: AtomicU64::new(HEADER_LEN as u64),
             chunks: Default::default(),
@@ -163,9 +163,11 @@ impl<W: Write> Shared<W> {
     }
 
     /// Locks the state, unless an earlier error or panic has left the file unusable.
+    ///
+    /// Of several threads, whichever is heard first tells why the file failed: each is given the same cause.
     pub(super) fn lock(&self) -> Result<MutexGuard<'_, State>> {
-        if self.failed.load(Ordering::Relaxed) {
-            return Err(Usage::WriteFailed.into());
+        if let Some(failure) = self.failure.get() {
+            return Err(repeat(failure).into());
         }
         self.state.lock().map_err(|_| Usage::WriteFailed.into())
     }
@@ -197,8 +199,8 @@ impl<W: Write> Shared<W> {
         // From here on the output's lock alone keeps the batches in order.
         drop(state);
         inner.write_all(batch).map_err(|error| {
-            self.failed.store(true, Ordering::Relaxed);
-            Error::from(error)
+            // Only the first failure is the cause; a later one follows from it.
+            repeat(self.failure.get_or_init(|| error)).into()
         })
     }
 
@@ -227,5 +229,13 @@ impl<W: Write> Shared<W> {
             .into_inner()
             .map_err(|_| Error::from(Usage::WriteFailed))?;
         Ok(output.inner)
+    }
+}
+
+/// Returns an error that says the same.
+fn repeat(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
     }
 }
