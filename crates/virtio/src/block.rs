@@ -20,7 +20,10 @@ mod request;
 
 pub use backend::{BlockBackend, GuestBuffers};
 pub use device::Block;
-pub use disk::{Disk, DiskHold};
+pub use disk::{
+    Disk, DiskEvent, DiskHold, FlattenOptions, FlattenProgress, FrozenDisk, FrozenFor, InternalSnapshot,
+    LayerInfo, PreparedOverlay,
+};
 pub use raw::RawFile;
 
 /// Unit of a disk's size and of positions in requests, whatever the block size (virtio 1.2, 5.2.4).

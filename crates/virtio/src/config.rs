@@ -92,9 +92,16 @@ pub struct DiskConfig {
     /// Whether the guest may only read.
     #[serde(default)]
     pub readonly: bool,
+    /// How the host's page cache is used.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: DiskCache,
+    /// What becomes of a request for which the medium has no room.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_full: OnFull,
 }
 
-/// How the bytes of an image file make the bytes of a disk.
+/// How the bytes of an image file make the bytes of a disk. The file's content is never asked: a guest could
+/// make a raw disk look like anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -102,6 +109,53 @@ pub enum DiskFormat {
     /// Byte for byte.
     #[default]
     Raw,
+    /// A qcow2 image, with whatever backing files it names.
+    Qcow2,
+}
+
+/// How the host's page cache is used for a disk. A flush makes everything durable either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum DiskCache {
+    /// Reads and writes go through it.
+    #[default]
+    Writeback,
+    /// They pass it by (`O_DIRECT`).
+    None,
+}
+
+/// What becomes of a request for which the medium has no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OnFull {
+    /// The guest is told of an I/O error.
+    #[default]
+    Report,
+    /// The request is kept and the machine's owner is told, who is to pause the machine; it is tried again when
+    /// the machine is resumed.
+    Pause,
+}
+
+impl DiskConfig {
+    /// Returns the configuration of a raw, writable disk with the defaults of everything else.
+    #[must_use]
+    pub fn new(id: impl Into<String>, file: impl Into<PathBuf>) -> Self {
+        Self {
+            id: id.into(),
+            file: file.into(),
+            format: DiskFormat::default(),
+            readonly: false,
+            cache: DiskCache::default(),
+            on_full: OnFull::default(),
+        }
+    }
+}
+
+/// Tells whether a field is left out when it is written: files made before it was known stay as they are.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A network interface of the guest.

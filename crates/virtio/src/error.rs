@@ -104,6 +104,12 @@ pub enum Error {
         /// Path of the image.
         path: PathBuf,
     },
+    /// A request waits for room on the medium, so that the disk cannot be brought to rest.
+    #[error("disk {disk}: the medium is full and a request waits for room")]
+    DiskFull {
+        /// The disk's id.
+        disk: String,
+    },
     /// The size of a disk image is not a whole number of sectors.
     #[error("disk {} of {len_bytes} bytes is not one or more whole sectors of 512 bytes", path.display())]
     DiskSize {

@@ -28,10 +28,13 @@ mod vsock;
 pub mod worker;
 
 pub use balloon::{Balloon, BalloonDevice};
-pub use block::{Block, BlockBackend, Disk, DiskHold, RawFile};
+pub use block::{
+    Block, BlockBackend, Disk, DiskEvent, DiskHold, FlattenOptions, FlattenProgress, FrozenDisk, FrozenFor,
+    InternalSnapshot, LayerInfo, PreparedOverlay, RawFile,
+};
 pub use config::{
-    BalloonConfig, ConsoleConfig, ConsoleOutput, DevicesConfig, DiskConfig, DiskFormat, InvalidDevices,
-    MacAddress, NetConfig, VsockConfig,
+    BalloonConfig, ConsoleConfig, ConsoleOutput, DevicesConfig, DiskCache, DiskConfig, DiskFormat,
+    InvalidDevices, MacAddress, NetConfig, OnFull, VsockConfig,
 };
 pub use console::{ConsoleDevice, ConsoleInput};
 pub use device::{Activation, DRAIN_TIMEOUT, VirtioDevice};

@@ -8,8 +8,7 @@
 use std::process::ExitCode;
 
 use vmm::{
-    DevicesConfig, DiskConfig, DiskFormat, Kernel, Machine, MachineConfig, SerialOutput, StopReason,
-    create_guest_memory,
+    DevicesConfig, DiskConfig, Kernel, Machine, MachineConfig, SerialOutput, StopReason, create_guest_memory,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -47,12 +46,10 @@ fn configuration(mut arguments: impl Iterator<Item = String>) -> Result<MachineC
             "--memory" => config.memory_bytes = value.parse::<u64>()? << 20,
             "--cpus" => config.cpus = value.parse()?,
             "--cpu" => config.cpu = value.parse()?,
-            "--disk" => config.devices.disks.push(DiskConfig {
-                id: format!("disk{}", config.devices.disks.len()),
-                file: value.into(),
-                format: DiskFormat::Raw,
-                readonly: false,
-            }),
+            "--disk" => {
+                let id = format!("disk{}", config.devices.disks.len());
+                config.devices.disks.push(DiskConfig::new(id, value));
+            }
             _ => return Err(format!("unknown option {option}").into()),
         }
     }

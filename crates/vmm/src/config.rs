@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use virtio::DevicesConfig;
+use virtio::{DevicesConfig, Disk};
 
 use crate::builtin::BuiltinOptions;
 use crate::cpu_model::CpuModel;
@@ -44,6 +44,8 @@ pub struct MachineConfig {
     pub cpu: CpuModel,
     /// The virtio devices; none by default.
     pub devices: DevicesConfig,
+    /// Disks that are open already; each stands for the one of its id in `devices`, which is not opened again.
+    pub opened_disks: Vec<Disk>,
 }
 
 /// The program that a machine starts.
@@ -93,6 +95,7 @@ impl Default for MachineConfig {
             initrd: None,
             cpu: CpuModel::default(),
             devices: DevicesConfig::none(),
+            opened_disks: Vec::new(),
         }
     }
 }

@@ -50,5 +50,7 @@ pub use state::{
 };
 pub use virtio::{
     Balloon, BalloonConfig, ConsoleConfig, ConsoleOutput, DevicesConfig, Discard, DiscardRoute, Disk,
-    DiskConfig, DiskFormat, DiskHold, InvalidDevices, MacAddress, NetConfig, VsockConfig,
+    DiskCache, DiskConfig, DiskEvent, DiskFormat, DiskHold, FlattenOptions, FlattenProgress, FrozenDisk,
+    FrozenFor, InternalSnapshot, InvalidDevices, LayerInfo, MacAddress, NetConfig, OnFull, PreparedOverlay,
+    VsockConfig,
 };

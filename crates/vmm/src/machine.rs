@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::virtio::{Balloon, ConsoleInput, DevicesConfig, DiscardRoute, Disk};
+use ::virtio::{Balloon, ConsoleInput, DevicesConfig, DiscardRoute, Disk, DiskEvent};
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
@@ -211,6 +211,15 @@ impl Machine {
         self.disks.clone()
     }
 
+    /// Waits for what a disk has to tell, until the machine has stopped or `timeout` is over.
+    ///
+    /// Whoever hears that a medium is full is to pause the machine; [`Machine::resume`] tries the requests that
+    /// wait for room once more. Until then the machine can be paused, but not saved.
+    #[must_use]
+    pub fn wait_disk_event(&self, timeout: Duration) -> Option<DiskEvent> {
+        self.around.control.wait_disk_event(timeout)
+    }
+
     /// Returns the way by which the machine's devices give guest memory back to the host. Whoever must see
     /// the memory before it is gone installs a way of its own.
     #[must_use]
@@ -287,6 +296,10 @@ impl Machine {
             tsc_khz,
             lifecycle: Mutex::new(Lifecycle::new(phase)),
         };
+        for disk in &machine.disks {
+            let control = Arc::clone(&machine.around.control);
+            disk.on_event(move |event| control.tell(event));
+        }
         for vcpu in &machine.vcpus {
             vcpu::spawn(Arc::clone(vcpu), &machine.around)?;
         }

@@ -11,11 +11,13 @@
 //!
 //! Lock order: `inner` before `kicks`. A vCPU thread holds neither while it is in the guest.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use virtio::DiskEvent;
 use vmm_sys_util::signal::Killable;
 
 use crate::kick::{self, ImmediateExit};
@@ -35,6 +37,8 @@ struct Inner {
     active: usize,
     /// Set together with `Target::End`.
     reason: Option<StopReason>,
+    /// What disks have told and nobody has taken yet.
+    disk_events: VecDeque<DiskEvent>,
 }
 
 /// What is needed to kick one vCPU.
@@ -64,6 +68,7 @@ impl RunControl {
                 target: Target::Park,
                 active: 0,
                 reason: None,
+                disk_events: VecDeque::new(),
             }),
             changed: Condvar::new(),
             kicks: Mutex::default(),
@@ -172,6 +177,22 @@ impl RunControl {
             }
         };
         inner.reason.clone()
+    }
+
+    /// Keeps what a disk has told until the owner asks.
+    pub(crate) fn tell(&self, event: DiskEvent) {
+        self.lock().disk_events.push_back(event);
+        self.changed.notify_all();
+    }
+
+    /// Waits until a disk has told something, the machine has ended, or `timeout` is over.
+    pub(crate) fn wait_disk_event(&self, timeout: Duration) -> Option<DiskEvent> {
+        let nothing = |inner: &mut Inner| inner.disk_events.is_empty() && inner.reason.is_none();
+        let (mut inner, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, nothing)
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.disk_events.pop_front()
     }
 
     /// Joins all vCPU threads, after the machine has ended.

@@ -29,7 +29,7 @@ pub(crate) struct Surroundings {
     pub(crate) ports: Bus,
     pub(crate) mmio: Bus,
     pub(crate) capabilities: Capabilities,
-    pub(crate) control: RunControl,
+    pub(crate) control: Arc<RunControl>,
 }
 
 /// A vCPU.

@@ -6,7 +6,7 @@ use support::payloads::{self, COUNTER};
 use support::{boot, clone_of, config, kvm_is_here, wait_for_heartbeats, word};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::{
-    BalloonConfig, ConsoleConfig, CpuModel, DevicesConfig, DiskConfig, DiskFormat, Error, ErrorKind, Machine,
+    BalloonConfig, ConsoleConfig, CpuModel, DevicesConfig, DiskConfig, Error, ErrorKind, Machine,
     MachineConfig, RestoreOptions, RunState, VmState, VsockConfig, create_guest_memory,
 };
 
@@ -27,10 +27,8 @@ fn running(config: &MachineConfig) -> Machine {
 fn disk(id: &str, file: &tempfile::NamedTempFile) -> DiskConfig {
     file.as_file().set_len(1 << 20).unwrap();
     DiskConfig {
-        id: id.into(),
-        file: file.path().to_owned(),
-        format: DiskFormat::Raw,
         readonly: true,
+        ..DiskConfig::new(id, file.path())
     }
 }
 

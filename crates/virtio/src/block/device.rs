@@ -51,7 +51,7 @@ impl Block {
     }
 
     fn read_only(&self) -> bool {
-        self.disk.backend().is_read_only()
+        self.disk.is_read_only()
     }
 }
 

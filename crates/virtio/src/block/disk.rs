@@ -1,16 +1,35 @@
 //! A disk as the machine's owner sees it, beside the device that the guest sees.
+//!
+//! What the guest's requests reach is the *top*: it changes when an overlay is put on, with requests kept out by
+//! the gate. Size and access never change, so that the device that the guest knows stays the same.
+//!
+//! Lock order: `change`, then the gate, then `top`.
+
+mod event;
+mod flatten;
+mod gate;
+mod internal;
+mod layers;
+mod overlay;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-use crate::block::{BlockBackend, RawFile};
+use crate::block::{BlockBackend, RawFile, SECTOR_BYTES};
 use crate::config::{DiskConfig, DiskFormat};
 use crate::device::DRAIN_TIMEOUT;
 use crate::error::{Error, Result};
+
+pub use event::DiskEvent;
+pub use flatten::{FlattenOptions, FlattenProgress};
+pub use gate::DiskHold;
+pub(super) use gate::{Gate, Pass};
+pub use internal::InternalSnapshot;
+pub use layers::LayerInfo;
+pub use overlay::{FrozenDisk, FrozenFor, PreparedOverlay};
 
 /// A disk; clones are the same disk.
 #[derive(Clone)]
@@ -20,68 +39,78 @@ pub struct Disk {
 
 struct Inner {
     config: DiskConfig,
-    backend: Box<dyn BlockBackend>,
-    /// The file that the bytes are in, for those who copy it as a whole.
-    file: File,
+    len_bytes: u64,
+    read_only: bool,
+    /// Held by who changes what the disk consists of.
+    change: Mutex<()>,
+    /// What requests reach; each takes its own reference.
+    top: RwLock<Top>,
     gate: Arc<Gate>,
+    listeners: event::Listeners,
 }
 
-/// Keeps requests from a disk while someone holds it.
-pub(super) struct Gate {
-    /// Guards both counts.
-    counts: Mutex<Counts>,
-    /// Signalled when no request is under way any more.
-    idle: Condvar,
-    /// Written when the last hold ends.
-    opened: EventFd,
-}
-
-#[derive(Default)]
-struct Counts {
-    holds: usize,
-    under_way: usize,
-}
-
-/// Keeps a disk as it is until dropped: requests stay in their queues.
-pub struct DiskHold {
-    gate: Arc<Gate>,
-}
-
-/// A request that the gate let through and that is not complete.
-pub(super) struct Pass {
-    gate: Arc<Gate>,
+/// What a disk consists of.
+struct Top {
+    backend: Arc<dyn BlockBackend>,
+    /// From the top down; empty if the bytes are not in files.
+    layers: Vec<LayerInfo>,
 }
 
 impl Disk {
-    /// Opens the image that `config` names, locked against use by other machines.
+    /// Opens the image that `config` names, locked against use by other programs.
     ///
     /// # Errors
-    /// The image cannot be opened, is in use, or is not a whole number of sectors.
+    /// The image cannot be opened, is in use, is the base of an overlay, or is not a whole number of sectors.
     pub fn open(config: &DiskConfig) -> Result<Self> {
         match config.format {
             DiskFormat::Raw => {
                 let raw = RawFile::open(&config.file, config.readonly)?;
                 let file = raw.file().try_clone().map_err(Error::io("dup"))?;
-                Self::new(config, Box::new(raw), file)
+                let layer = LayerInfo {
+                    path: config.file.clone(),
+                    format: DiskFormat::Raw,
+                    nameless: false,
+                    file: Arc::new(file),
+                };
+                Self::of(
+                    config,
+                    Top {
+                        backend: Arc::new(raw),
+                        layers: vec![layer],
+                    },
+                )
             }
+            DiskFormat::Qcow2 => Err(Error::Host {
+                problem: "qcow2 images are not opened yet".to_owned(),
+            }),
         }
     }
 
-    /// Makes a disk of a store of bytes, which are in `file`.
+    /// Makes a disk of a store of bytes that is in no file.
     ///
     /// # Errors
     /// The system gives no more event descriptors.
-    pub fn new(config: &DiskConfig, backend: Box<dyn BlockBackend>, file: File) -> Result<Self> {
-        let gate = Gate {
-            counts: Mutex::default(),
-            idle: Condvar::new(),
-            opened: EventFd::new(EFD_NONBLOCK).map_err(Error::io("eventfd"))?,
-        };
+    pub fn new(config: &DiskConfig, backend: Arc<dyn BlockBackend>) -> Result<Self> {
+        let layers = Vec::new();
+        Self::of(config, Top { backend, layers })
+    }
+
+    fn of(config: &DiskConfig, top: Top) -> Result<Self> {
+        let len_bytes = top.backend.len_bytes();
+        if len_bytes == 0 || !len_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(Error::DiskSize {
+                path: config.file.clone(),
+                len_bytes,
+            });
+        }
         let inner = Inner {
             config: config.clone(),
-            backend,
-            file,
-            gate: Arc::new(gate),
+            len_bytes,
+            read_only: top.backend.is_read_only(),
+            change: Mutex::default(),
+            top: RwLock::new(top),
+            gate: Gate::new()?,
+            listeners: event::Listeners::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -100,101 +129,120 @@ impl Disk {
         &self.inner.config
     }
 
-    /// Returns what keeps the disk's bytes.
+    /// Returns what keeps the disk's bytes now.
     #[must_use]
-    pub fn backend(&self) -> &dyn BlockBackend {
-        &*self.inner.backend
+    pub fn backend(&self) -> Arc<dyn BlockBackend> {
+        Arc::clone(&self.top().backend)
     }
 
     /// Returns the disk's size as the guest sees it, in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
-        self.inner.backend.len_bytes()
+        self.inner.len_bytes
     }
 
-    /// Returns another descriptor of the image file, which may have no name any more. Position and lock are
-    /// shared with the disk's own.
+    /// Tells whether the guest can only read the disk.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.inner.read_only
+    }
+
+    /// Returns the files that the disk consists of now, from the top down.
+    #[must_use]
+    pub fn layers(&self) -> Vec<LayerInfo> {
+        self.top().layers.clone()
+    }
+
+    /// Returns the number of files that the disk consists of now.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.top().layers.len()
+    }
+
+    /// Returns the path of the file that the guest writes to now; nothing if it has no name.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        let top = self.top();
+        let live = top.layers.first().filter(|layer| !layer.nameless);
+        live.map(|layer| layer.path.clone())
+    }
+
+    /// Returns how the bytes of the file that the guest writes to now make the disk's.
+    #[must_use]
+    pub fn format(&self) -> DiskFormat {
+        let top = self.top();
+        top.layers
+            .first()
+            .map_or(self.inner.config.format, |layer| layer.format)
+    }
+
+    /// Returns another descriptor of the file that the guest writes to now, which may have no name any more.
+    /// Position and lock are shared with the disk's own.
     ///
     /// # Errors
-    /// The system gives no more descriptors.
+    /// The bytes are in no file, or the system gives no more descriptors.
     pub fn file(&self) -> io::Result<File> {
-        self.inner.file.try_clone()
+        self.top()
+            .layers
+            .first()
+            .ok_or(io::ErrorKind::Unsupported)?
+            .file()
     }
 
     /// Keeps the disk as it is until the result is dropped; at once if the machine is paused, otherwise when
     /// the requests under way have completed. Several may hold a disk.
     ///
     /// # Errors
-    /// Requests under way did not complete in time; the disk is not held.
+    /// A request waits for room on the medium, or requests under way did not complete in time; the disk is not
+    /// held.
     pub fn hold(&self) -> Result<DiskHold> {
-        let gate = Arc::clone(&self.inner.gate);
-        let mut counts = gate.lock();
-        counts.holds += 1;
-        let (counts, _) = gate
-            .idle
-            .wait_timeout_while(counts, DRAIN_TIMEOUT, |counts| counts.under_way > 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        let idle = counts.under_way == 0;
-        drop(counts);
-        // Ends the hold again if the requests did not complete.
-        let hold = DiskHold { gate };
-        if idle {
-            Ok(hold)
-        } else {
-            Err(Error::Drain { after: DRAIN_TIMEOUT })
-        }
+        self.inner.gate.hold().map_err(|reason| match reason {
+            gate::NotIdle::Late => Error::Drain { after: DRAIN_TIMEOUT },
+            gate::NotIdle::Waiting => self.full(),
+        })
+    }
+
+    /// Tells whether a request waits for room on the medium, by the policy [`OnFull::Pause`](crate::OnFull::Pause).
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.inner.gate.waits_for_room()
+    }
+
+    /// Tries the requests again that wait for room on the medium; at once if the device is at work, otherwise
+    /// when it is resumed.
+    pub fn retry(&self) {
+        self.inner.gate.wake();
+    }
+
+    /// Has `listener` called from an I/O thread when there is something to tell; it takes the place of an earlier
+    /// one, and neither waits nor calls this disk.
+    pub fn on_event(&self, listener: impl Fn(DiskEvent) + Send + Sync + 'static) {
+        self.inner.listeners.set(Box::new(listener));
     }
 
     pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.inner.gate
     }
-}
 
-impl Gate {
-    /// Returns the event that is written when the disk is held no more.
-    pub(super) fn opened(&self) -> &EventFd {
-        &self.opened
+    /// Tells the owner that a request waits for room.
+    pub(super) fn tell_full(&self) {
+        let disk = self.id().to_owned();
+        self.inner.listeners.tell(DiskEvent::Full { disk });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Pass {
-    /// Lets a request through, unless the disk is held.
-    pub(super) fn new(gate: &Arc<Gate>) -> Option<Self> {
-        let mut counts = gate.lock();
-        if counts.holds > 0 {
-            return None;
-        }
-        counts.under_way += 1;
-        Some(Self {
-            gate: Arc::clone(gate),
-        })
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        let mut counts = self.gate.lock();
-        counts.under_way -= 1;
-        if counts.under_way == 0 {
-            self.gate.idle.notify_all();
+    /// Returns the error of what cannot be done while a request waits for room.
+    pub(super) fn full(&self) -> Error {
+        Error::DiskFull {
+            disk: self.id().to_owned(),
         }
     }
-}
 
-impl Drop for DiskHold {
-    fn drop(&mut self) {
-        let mut counts = self.gate.lock();
-        counts.holds -= 1;
-        if counts.holds == 0
-            && let Err(error) = self.gate.opened.write(1)
-        {
-            // The counter is full: the device is to look anyway.
-            tracing::debug!(%error, "disk event");
-        }
+    fn top(&self) -> std::sync::RwLockReadGuard<'_, Top> {
+        self.inner.top.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.inner.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,11 +251,5 @@ impl fmt::Debug for Disk {
         f.debug_struct("Disk")
             .field("config", &self.inner.config)
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for DiskHold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiskHold").finish_non_exhaustive()
     }
 }

@@ -28,10 +28,8 @@ struct Image {
 
 fn config(path: &std::path::Path, readonly: bool) -> DiskConfig {
     DiskConfig {
-        id: "disk0".to_owned(),
-        file: path.to_owned(),
-        format: DiskFormat::Raw,
         readonly,
+        ..DiskConfig::new("disk0", path)
     }
 }
 

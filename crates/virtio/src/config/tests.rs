@@ -1,12 +1,7 @@
 use super::*;
 
 fn disk(id: &str) -> DiskConfig {
-    DiskConfig {
-        id: id.to_owned(),
-        file: "d.raw".into(),
-        format: DiskFormat::Raw,
-        readonly: false,
-    }
+    DiskConfig::new(id, "d.raw")
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Assembly {
             .map(|id| create_vcpu(&vm, id))
             .collect::<Result<_>>()?;
         let supported_cpuid = cpuid::supported(&kvm)?;
-        let control = RunControl::new();
+        let control = Arc::new(RunControl::new());
         let around = Surroundings {
             memory,
             ports: buses.ports,

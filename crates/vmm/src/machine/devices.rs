@@ -70,7 +70,7 @@ impl Devices {
             topology.push(device);
         }
         topology.push(Arc::clone(&generation_id) as SharedDevice);
-        let virtio = VirtioDevices::new(&config.devices, vm, memory, &mut mmio)?;
+        let virtio = VirtioDevices::new(config, vm, memory, &mut mmio)?;
         topology.extend(virtio.placed.iter().map(|(_, device)| Arc::clone(device)));
         let devices = Self {
             topology,

@@ -4,6 +4,8 @@
 //! passes while it runs; what it asks of a device meanwhile waits in its rings. They work again after the
 //! vCPUs run. Before it runs for the first time, a machine is as one that is paused.
 
+use virtio::Disk;
+
 use super::Machine;
 use super::assembly::lock;
 use crate::error::{Error, Result};
@@ -42,6 +44,7 @@ impl Machine {
     /// Lets every vCPU and device run; does nothing if they do already.
     ///
     /// A machine that was restored and has not run yet gets a new generation id, of which its guest is told.
+    /// Disk requests that wait for room on their medium are tried again.
     ///
     /// # Errors
     /// The machine has stopped, KVM does not take note of the pause, or there is no new generation id.
@@ -61,6 +64,7 @@ impl Machine {
             lifecycle.phase = Phase::Running;
         }
         self.resume_devices(&mut lifecycle);
+        self.disks.iter().for_each(Disk::retry);
         Ok(())
     }
 

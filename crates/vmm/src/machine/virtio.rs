@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio::{
-    Balloon, BalloonDevice, Block, ConsoleDevice, ConsoleInput, DevicesConfig, DiscardRoute, Disk,
-    MmioTransport, Net, QUEUE_NOTIFY, Rng, VhostNet, VhostVsock, VirtioDevice, Vsock,
+    Balloon, BalloonDevice, Block, ConsoleDevice, ConsoleInput, DiscardRoute, Disk, MmioTransport, Net,
+    QUEUE_NOTIFY, Rng, VhostNet, VhostVsock, VirtioDevice, Vsock,
 };
 use vm_memory::GuestMemoryMmap;
 
 use super::devices::register_line;
+use crate::config::MachineConfig;
 use crate::device::{Bus, DeviceError, SharedDevice, VirtioMmio};
 use crate::error::{Error, Result};
 use crate::layout::{MAX_VIRTIO_DEVICES, VIRTIO_STRIDE, VirtioSlot, virtio_slots};
@@ -34,7 +35,7 @@ type Unplaced = Vec<(String, Box<dyn VirtioDevice>)>;
 impl VirtioDevices {
     /// Makes the devices, and connects them with `vm` and the bus.
     pub(super) fn new(
-        config: &DevicesConfig,
+        config: &MachineConfig,
         vm: &VmFd,
         memory: &GuestMemoryMmap,
         mmio: &mut Bus,
@@ -60,11 +61,15 @@ impl VirtioDevices {
     }
 
     /// Makes every device, in the order of the topology.
-    fn make(&mut self, config: &DevicesConfig, memory_bytes: u64) -> Result<Unplaced> {
+    fn make(&mut self, config: &MachineConfig, memory_bytes: u64) -> Result<Unplaced> {
         let mut devices = Unplaced::new();
+        let (opened, config) = (&config.opened_disks, &config.devices);
         for disk in &config.disks {
             let name = format!("virtio-blk-{}", disk.id);
-            let disk = Disk::open(disk).map_err(device_error(&name))?;
+            let disk = match opened.iter().find(|opened| opened.id() == disk.id) {
+                Some(opened) => opened.clone(),
+                None => Disk::open(disk).map_err(device_error(&name))?,
+            };
             devices.push((name, Box::new(Block::new(disk.clone()))));
             self.disks.push(disk);
         }

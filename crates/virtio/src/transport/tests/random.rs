@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::block::{Block, Disk};
-use crate::config::{DiskConfig, DiskFormat};
+use crate::config::DiskConfig;
 use crate::driver::{copy, decode, encode};
 use crate::rng::Rng;
 
@@ -69,13 +69,7 @@ fn image() -> (NamedTempFile, Disk) {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(&[0x77; 65536]).unwrap();
     let path = file.path().to_owned();
-    let config = DiskConfig {
-        id: "disk".to_owned(),
-        file: path,
-        format: DiskFormat::Raw,
-        readonly: false,
-    };
-    let disk = Disk::open(&config).unwrap();
+    let disk = Disk::open(&DiskConfig::new("disk", path)).unwrap();
     (file, disk)
 }
 

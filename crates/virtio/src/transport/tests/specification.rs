@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::block::{Block, Disk};
-use crate::config::{DiskConfig, DiskFormat, MacAddress, VsockConfig};
+use crate::config::{DiskConfig, MacAddress, VsockConfig};
 use crate::device::to_value;
 use crate::driver::field;
 use crate::net::NetState;
@@ -58,13 +58,7 @@ fn the_specification_lists_every_field_in_order_with_its_type() {
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(512).unwrap();
     let path = image.path().to_owned();
-    let config = DiskConfig {
-        id: "d".to_owned(),
-        file: path,
-        format: DiskFormat::Raw,
-        readonly: false,
-    };
-    let disk = Disk::open(&config).unwrap();
+    let disk = Disk::open(&DiskConfig::new("d", path)).unwrap();
 
     let mut driver = Driver::started(Block::new(disk), 0);
     driver.transport.pause().unwrap();

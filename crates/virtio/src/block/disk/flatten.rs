@@ -1,0 +1,40 @@
+//! Copying what backing files hold into the top of a disk, while the guest works.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::Disk;
+use crate::error::{Error, Result};
+
+/// How a disk is flattened.
+#[derive(Clone, Debug, Default)]
+pub struct FlattenOptions {
+    /// Most bytes copied in a second; nothing means as fast as it goes.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Ends the work when it becomes true; what was copied stays.
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// How far a disk is flattened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlattenProgress {
+    /// Bytes of the disk that are dealt with.
+    pub done_bytes: u64,
+    /// Bytes of the disk.
+    pub total_bytes: u64,
+}
+
+impl Disk {
+    /// Copies what is only in backing files into the top image, which then needs them no more.
+    ///
+    /// # Errors
+    /// The disk is not a writable qcow2 image, it is being flattened already, an overlay was put on top meanwhile,
+    /// it was cancelled, or the medium failed; the disk is as before, with more of it in its top image.
+    pub fn flatten(&self, options: &FlattenOptions, progress: &mut dyn FnMut(FlattenProgress)) -> Result<()> {
+        let _ = (options, progress);
+        Err(Error::Host {
+            problem: format!("disk {}: it cannot be flattened yet", self.id()),
+        })
+    }
+}
