@@ -6,12 +6,14 @@
 //! do, and its entries come back one by one as they are made.
 //!
 //! `kernel` finds what `cargo xtask setup` has fetched, `archive` writes initramfs archives, `programs` builds the
-//! static programs, `workshop` puts all of it together, `outer` runs QEMU.
+//! static programs, `workshop` puts all of it together, `outer` runs QEMU, `ran` judges what came back.
 
 mod archive;
 mod kernel;
 mod outer;
 mod programs;
+mod ran;
 mod workshop;
 
-pub use workshop::{Missing, Ran, Wanted, has_hardware_kvm, run};
+pub use ran::Ran;
+pub use workshop::{Missing, Wanted, has_hardware_kvm, run};

@@ -128,7 +128,7 @@ fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> Vec<
     }
 }
 
-/// Prints every step; fails when one failed, or when the suite did not come to its end.
+/// Prints every step; fails when one failed, or when the suite did not come to its end, with the reason at the end.
 fn judge(ran: &Ran) {
     for step in &ran.steps {
         let outcome = step.error.as_deref().unwrap_or("ok");
@@ -138,22 +138,7 @@ fn judge(ran: &Ran) {
         );
         println!("    {:?} {:?}", step.figures, step.facts);
     }
-    let failed: Vec<String> = ran
-        .steps
-        .iter()
-        .filter_map(|step| {
-            Some(format!(
-                "{}: {}: {}",
-                step.scenario,
-                step.step,
-                step.error.as_ref()?
-            ))
-        })
-        .collect();
-    let place = ran.directory.display();
-    assert!(failed.is_empty(), "{}\nlogs are in {place}", failed.join("\n"));
-    assert!(
-        ran.finished,
-        "the suite did not come to its end; logs are in {place}"
-    );
+    if let Some(failure) = ran.failure() {
+        panic!("{failure}");
+    }
 }

@@ -13,8 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::archive::Archive;
 use super::kernel::{GENERATION_ID_MODULE, Kernel};
+use super::ran::Ran;
 use super::{outer, programs};
-use crate::plan::{Entry, Plan, PlannedKernel, Round, Step};
+use crate::plan::{Plan, PlannedKernel, Round};
 
 /// Modules that an inner guest has use for.
 const INNER_MODULES: &[&str] = &[
@@ -51,17 +52,6 @@ pub struct Wanted<'a> {
     pub kernels: &'a [&'a str],
     /// How long all of it may take.
     pub limit: Duration,
-}
-
-/// What a run left.
-#[derive(Debug)]
-pub struct Ran {
-    /// Every step that was taken.
-    pub steps: Vec<Step>,
-    /// Whether the suite came to its end.
-    pub finished: bool,
-    /// Where everything is kept.
-    pub directory: PathBuf,
 }
 
 /// What this machine lacks to run the suite; `cargo xtask setup` brings it where it can.
@@ -133,7 +123,8 @@ pub fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> 
     } else {
         workshop.run_in_outer(wanted, files, &report)?
     };
-    workshop.collect(&report, in_time)
+    let cut_off = (!in_time).then_some(wanted.limit);
+    Ran::collect(workshop.directory, &report, cut_off)
 }
 
 /// Whether `/dev/kvm` here is the hardware's, so that the suite runs directly: usable, and the processor has the
@@ -274,30 +265,5 @@ impl Workshop {
         let in_time = outer::run(&kernel.image, &initrd, &outputs, wanted.limit)?;
         fs::remove_file(&initrd).context("cannot remove an initramfs")?;
         Ok(in_time)
-    }
-
-    /// Reads the entries, and keeps the logs among them as files of their own.
-    fn collect(self, report: &Path, in_time: bool) -> Result<Ran> {
-        let text = fs::read(report).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let (mut steps, mut finished) = (Vec::new(), false);
-        for entry in text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line.trim()).ok())
-        {
-            match entry {
-                Entry::Step(step) => steps.push(step),
-                Entry::Log { name, text } => {
-                    let name = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
-                    fs::write(self.directory.join(name), text).context("cannot keep a log")?;
-                }
-                Entry::Finished => finished = in_time,
-            }
-        }
-        Ok(Ran {
-            steps,
-            finished,
-            directory: self.directory,
-        })
     }
 }

@@ -9,6 +9,7 @@ mod apt;
 mod arrows;
 mod bench;
 mod demo;
+mod failures;
 mod guests;
 mod interrupt;
 mod lint;

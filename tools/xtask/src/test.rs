@@ -1,7 +1,8 @@
 //! Everything a change must pass: the lints, every test, the examples that are checks.
 //!
 //! Tests that cannot run on this machine say `SKIPPED:` and return; libtest hides what a passed test printed, so it
-//! is asked to show it, and the lines are collected for the summary at the end.
+//! is asked to show it, and the lines are collected for the summary at the end. What a failed test said is repeated
+//! there too: of a long log, often only the end is kept.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::failures::Failures;
 use crate::setup::Need;
 use crate::shell::{self, SaidNo};
 use crate::{lint, setup, vectors};
@@ -31,6 +33,7 @@ struct Tally {
     failed: u64,
     ignored: u64,
     skipped: BTreeSet<String>,
+    failures: Failures,
 }
 
 /// Runs all checks and prints a summary.
@@ -68,6 +71,7 @@ pub fn run(options: &Options) -> Result<()> {
         tally.failed,
         tally.skipped.len() as u64 + tally.ignored
     );
+    print!("{}", tally.failures);
     vectors?;
     examples?;
     if !status.success() {
@@ -102,6 +106,7 @@ fn examples(tally: &mut Tally) -> Result<()> {
 impl Tally {
     /// Takes in one line of a test run.
     fn read(&mut self, line: &str) {
+        self.failures.read(line);
         if let Some(skipped) = line.trim_start().strip_prefix("SKIPPED: ") {
             self.skipped.insert(skipped.to_owned());
         }

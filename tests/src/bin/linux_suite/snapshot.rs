@@ -12,10 +12,14 @@ use serde_json::Value;
 use crate::machine::Machine;
 use crate::report::Seen;
 
+/// How long a write of the guest may wait. The default gives a snapshot up after a time that passes unnoticed on
+/// hardware, but in which an emulated machine on a busy host may not get to run at all.
+const MAX_STALL: &str = "60s";
+
 /// Takes an asynchronous snapshot and writes down its figures.
 pub fn take(machine: &Machine, file: &Path, seen: &mut Seen) -> Result<()> {
     let path = file.to_str().context("paths of the suite are UTF-8")?;
-    let answer = machine.control("snapshot", &["--codec", "lz4", path])?;
+    let answer = machine.control("snapshot", &["--codec", "lz4", "--max-stall", MAX_STALL, path])?;
     let report = &answer["report"];
     let micros = |value: &Value| value.as_u64().map(Duration::from_micros);
     let statistics = &report["statistics"];
