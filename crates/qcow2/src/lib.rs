@@ -69,5 +69,6 @@ pub use header::{Backing, BitmapsExtension, Extension, FeatureName, FrozenBackin
 pub use info::{BackingInfo, BitmapsInfo, ExtensionInfo, ImageInfo, SnapshotInfo, info};
 pub use lock::{Lock, LockError};
 pub use metadata::Metadata;
+pub use refcount::{DirtyRefcounts, Refcounts};
 pub use snapshot_table::SnapshotEntry;
 pub use storage::{Access, Cache, FileStorage, MemoryStorage, Storage};

@@ -1,0 +1,1 @@
+//! Whether the metadata of an image agrees with itself.

@@ -1,0 +1,1 @@
+//! Whether two chains show the same disk.

@@ -1,0 +1,1 @@
+//! Ranges in which two snapshots of one image differ.

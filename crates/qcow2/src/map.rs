@@ -1,0 +1,1 @@
+//! Where each range of a disk comes from, through its whole chain.

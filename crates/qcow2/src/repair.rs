@@ -1,0 +1,1 @@
+//! Makes the metadata of an image agree with itself again.
