@@ -11,6 +11,7 @@
 #![warn(clippy::indexing_slicing, clippy::unwrap_used)]
 
 mod backend;
+mod bounce;
 mod device;
 mod disk;
 mod handler;

@@ -89,7 +89,17 @@ impl VirtioDevice for Block {
         &mut self.worker
     }
 
+    /// What waits for room on the medium is forgotten, for its driver has forgotten it.
+    fn reset(&mut self) -> Result<()> {
+        self.worker.reset()?;
+        self.worker.with_handler(Handler::forget_waiting)
+    }
+
+    /// A request that waits for room on the medium is in no saved state, so there is none while one does.
     fn save(&self) -> Result<Value> {
+        if self.worker.look(Handler::waits_for_room)? {
+            return Err(self.disk.full());
+        }
         to_value(&State {
             len_bytes: self.disk.len_bytes(),
             read_only: self.read_only(),

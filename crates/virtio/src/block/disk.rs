@@ -211,7 +211,7 @@ impl Disk {
     /// Tries the requests again that wait for room on the medium; at once if the device is at work, otherwise
     /// when it is resumed.
     pub fn retry(&self) {
-        self.inner.gate.wake();
+        self.inner.gate.retry();
     }
 
     /// Has `listener` called from an I/O thread when there is something to tell; it takes the place of an earlier

@@ -19,7 +19,7 @@ const REQUESTS: usize = 0;
 
 /// Requests are done.
 const DONE: u32 = 0;
-/// The disk is held no more.
+/// The disk is held no more, or requests are to be tried again.
 const OPENED: u32 = 1;
 
 /// The worker's side of a disk.
@@ -40,6 +40,23 @@ impl Handler {
             pool: None,
             under_way: 0,
         }
+    }
+
+    /// Tells whether a request waits for room on the medium.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.pool.as_ref().is_some_and(|pool| pool.waiting() > 0)
+    }
+
+    /// Forgets the requests that wait for room on the medium: their driver has.
+    pub(super) fn forget_waiting(&mut self) {
+        if let Some(pool) = &self.pool {
+            self.under_way -= pool.forget_waiting();
+        }
+    }
+
+    /// Tells whether no I/O thread is at work: what is under way waits for room on the medium.
+    fn is_idle(&self) -> bool {
+        self.under_way == self.pool.as_ref().map_or(0, Pool::waiting)
     }
 
     /// Gives all requests back that are done, even if the rings turn out to be in disorder.
@@ -105,21 +122,28 @@ impl QueueHandler for Handler {
                 let outcomes = pool.take_outcomes();
                 self.complete(context, outcomes)?;
             }
-            _ => clear(self.disk.gate().opened()),
+            (_, pool) => {
+                clear(self.disk.gate().opened());
+                if self.disk.gate().take_retry()
+                    && let Some(pool) = pool
+                {
+                    pool.retry();
+                }
+            }
         }
         context.serve_soon(REQUESTS);
         Ok(())
     }
 
-    /// Waits for the I/O threads. Rings in disorder do not keep a device from coming to rest.
+    /// Waits for the I/O threads; requests that wait for room on the medium stay with them. Rings in disorder do not keep a device from coming to rest.
     fn drain(&mut self, context: &mut Context, deadline: Instant) -> Result<()> {
-        while self.under_way > 0 {
+        while !self.is_idle() {
             let outcomes = self
                 .pool
                 .as_ref()
-                .map(|pool| pool.wait_outcomes(deadline))
+                .map(|pool| pool.wait_outcomes(self.under_way, deadline))
                 .unwrap_or_default();
-            if outcomes.is_empty() {
+            if outcomes.is_empty() && !self.is_idle() {
                 return Err(Error::Drain { after: DRAIN_TIMEOUT });
             }
             if let Err(error) = self.complete(context, outcomes) {
@@ -133,8 +157,9 @@ impl QueueHandler for Handler {
 
 impl Drop for Handler {
     fn drop(&mut self) {
+        let idle = self.is_idle();
         if let Some(pool) = &mut self.pool {
-            pool.close(self.under_way == 0);
+            pool.close(idle);
         }
     }
 }

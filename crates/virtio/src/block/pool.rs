@@ -1,4 +1,10 @@
 //! The threads that carry requests out.
+//!
+//! Flushes take one thread at a time, so that the others go on with reads and writes: whatever flushes come in
+//! while one is under way are all answered by the next. A request that finds no room on the medium is kept, if that
+//! is the disk's policy, until the machine's owner says that it is to be tried again.
+//!
+//! Lock order: `lists`, then the disk's gate.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,6 +24,9 @@ use crate::block::request::{Outcome, Request};
 /// the page cache answers keeps one thread busy.
 const THREADS: usize = 4;
 
+/// A request that has not been given back.
+type Admitted = (Request, Pass);
+
 /// The threads of one disk, and the requests on their way to and from them.
 pub(super) struct Pool {
     shared: Arc<Shared>,
@@ -27,11 +36,11 @@ pub(super) struct Pool {
 struct Shared {
     disk: Disk,
     memory: GuestMemoryMmap,
-    /// Guards requests and outcomes; held for moves only.
+    /// Guards the lists; held for moves only.
     lists: Mutex<Lists>,
-    /// Signalled when a request is added or the pool closes.
+    /// Signalled when there is something to do or the pool closes.
     added: Condvar,
-    /// Signalled when a request is done.
+    /// Signalled when a request is done or kept.
     done: Condvar,
     /// Written when a request is done and the outcomes were taken before.
     done_event: EventFd,
@@ -39,9 +48,21 @@ struct Shared {
 
 #[derive(Default)]
 struct Lists {
-    requests: VecDeque<(Request, Pass)>,
+    requests: VecDeque<Admitted>,
+    flushes: Vec<Admitted>,
+    /// Whether a thread flushes.
+    flushing: bool,
+    /// Requests that found no room on the medium.
+    kept: Vec<Admitted>,
     outcomes: Vec<(Outcome, Pass)>,
     closed: bool,
+}
+
+/// What a thread does next.
+struct Work {
+    /// One request, or flushes, which are all answered alike.
+    requests: Vec<Admitted>,
+    flush: bool,
 }
 
 impl Pool {
@@ -69,8 +90,29 @@ impl Pool {
 
     /// Has a request carried out.
     pub(super) fn submit(&self, request: Request, pass: Pass) {
-        self.shared.lock().requests.push_back((request, pass));
+        self.shared.lock().add((request, pass));
         self.shared.added.notify_one();
+    }
+
+    /// Has the requests carried out once more that found no room on the medium.
+    pub(super) fn retry(&self) {
+        let mut lists = self.shared.lock();
+        for (request, mut pass) in std::mem::take(&mut lists.kept) {
+            pass.set_waiting(false);
+            lists.add((request, pass));
+        }
+        drop(lists);
+        self.shared.added.notify_all();
+    }
+
+    /// Returns the number of requests that wait for room on the medium.
+    pub(super) fn waiting(&self) -> usize {
+        self.shared.lock().kept.len()
+    }
+
+    /// Forgets the requests that wait for room on the medium, and returns their number.
+    pub(super) fn forget_waiting(&self) -> usize {
+        std::mem::take(&mut self.shared.lock().kept).len()
     }
 
     /// Returns the event that is written when there are outcomes.
@@ -83,19 +125,21 @@ impl Pool {
         std::mem::take(&mut self.shared.lock().outcomes)
     }
 
-    /// Waits until there are outcomes, at most until `deadline`, and takes them.
-    pub(super) fn wait_outcomes(&self, deadline: Instant) -> Vec<(Outcome, Pass)> {
+    /// Waits until there are outcomes or all of `under_way` requests wait for room on the medium, at most until
+    /// `deadline`, and takes the outcomes.
+    pub(super) fn wait_outcomes(&self, under_way: usize, deadline: Instant) -> Vec<(Outcome, Pass)> {
         let timeout = deadline.saturating_duration_since(Instant::now());
         let lists = self.shared.lock();
+        let busy = |lists: &mut Lists| lists.outcomes.is_empty() && lists.kept.len() < under_way;
         let (mut lists, _) = self
             .shared
             .done
-            .wait_timeout_while(lists, timeout, |lists| lists.outcomes.is_empty())
+            .wait_timeout_while(lists, timeout, busy)
             .unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut lists.outcomes)
     }
 
-    /// Ends the threads, and waits for them if `idle`: no request is under way.
+    /// Ends the threads, and waits for them if `idle`: none is at work.
     pub(super) fn close(&mut self, idle: bool) {
         self.shared.lock().closed = true;
         self.shared.added.notify_all();
@@ -121,30 +165,102 @@ impl fmt::Debug for Pool {
     }
 }
 
+impl Lists {
+    fn add(&mut self, admitted: Admitted) {
+        if admitted.0.is_flush() {
+            self.flushes.push(admitted);
+        } else {
+            self.requests.push_back(admitted);
+        }
+    }
+
+    /// Takes what can be done now.
+    fn take(&mut self) -> Option<Work> {
+        if !self.flushing && !self.flushes.is_empty() {
+            self.flushing = true;
+            let requests = std::mem::take(&mut self.flushes);
+            return Some(Work {
+                requests,
+                flush: true,
+            });
+        }
+        let requests = vec![self.requests.pop_front()?];
+        Some(Work {
+            requests,
+            flush: false,
+        })
+    }
+}
+
 impl Shared {
     fn work(&self) {
-        while let Some((request, pass)) = self.next() {
-            let outcome = request.execute(&self.disk, &self.memory);
-            let mut lists = self.lock();
-            let first = lists.outcomes.is_empty();
-            lists.outcomes.push((outcome, pass));
-            drop(lists);
-            self.done.notify_one();
-            if first && let Err(error) = self.done_event.write(1) {
-                // The counter is full: the worker is to look anyway.
-                tracing::debug!(%error, "disk event");
+        while let Some(work) = self.next() {
+            let Some((first, _)) = work.requests.first() else {
+                continue;
+            };
+            match first.carry_out(&self.disk, &self.memory) {
+                Some(answer) => {
+                    let answered = work.requests.into_iter();
+                    let outcomes = answered
+                        .map(|(request, pass)| (request.answer(&self.memory, answer), pass))
+                        .collect();
+                    self.complete(outcomes, work.flush);
+                }
+                None => self.keep(work.requests, work.flush),
             }
         }
     }
 
-    /// Waits for a request; returns nothing when the pool is closed.
-    fn next(&self) -> Option<(Request, Pass)> {
-        let lists = self.lock();
-        let mut lists = self
-            .added
-            .wait_while(lists, |lists| lists.requests.is_empty() && !lists.closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        lists.requests.pop_front()
+    /// Hands outcomes to the worker.
+    fn complete(&self, mut outcomes: Vec<(Outcome, Pass)>, flush: bool) {
+        let mut lists = self.lock();
+        let first = lists.outcomes.is_empty();
+        lists.outcomes.append(&mut outcomes);
+        self.worked(lists, flush);
+        if first && let Err(error) = self.done_event.write(1) {
+            // The counter is full: the worker is to look anyway.
+            tracing::debug!(%error, "disk event");
+        }
+    }
+
+    /// Keeps requests for which the medium has no room.
+    fn keep(&self, requests: Vec<Admitted>, flush: bool) {
+        let mut lists = self.lock();
+        let first = lists.kept.is_empty();
+        for (request, mut pass) in requests {
+            pass.set_waiting(true);
+            lists.kept.push((request, pass));
+        }
+        self.worked(lists, flush);
+        if first {
+            self.disk.tell_full();
+        }
+    }
+
+    /// Ends a piece of work; after a flush the next one may begin.
+    fn worked(&self, mut lists: MutexGuard<'_, Lists>, flush: bool) {
+        if flush {
+            lists.flushing = false;
+            if !lists.flushes.is_empty() {
+                self.added.notify_one();
+            }
+        }
+        drop(lists);
+        self.done.notify_one();
+    }
+
+    /// Waits for something to do; returns nothing when the pool is closed.
+    fn next(&self) -> Option<Work> {
+        let mut lists = self.lock();
+        loop {
+            if let Some(work) = lists.take() {
+                return Some(work);
+            }
+            if lists.closed {
+                return None;
+            }
+            lists = self.added.wait(lists).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Lists> {

@@ -10,6 +10,7 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{GuestMemoryError, GuestMemoryMmap};
 
 use crate::block::{Disk, SECTOR_BYTES};
+use crate::config::OnFull;
 use crate::error::{Error, Result};
 use crate::queue::{Buffers, Chain, Segments};
 
@@ -39,6 +40,14 @@ pub(super) struct Request {
     /// What precedes the status.
     writable: Segments,
     status: Segments,
+}
+
+/// What a request is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    status: u32,
+    /// Bytes written from the beginning of the writable memory on; nothing if an unknown part was.
+    written: Option<u64>,
 }
 
 /// How a request ended.
@@ -115,13 +124,27 @@ impl Request {
         })
     }
 
-    /// Carries the request out and writes data and status; the caller gives the chain back.
-    pub(super) fn execute(&self, disk: &Disk, memory: &GuestMemoryMmap) -> Outcome {
-        let (status, data) = match self.perform(disk, memory) {
-            Ok(written) => (VIRTIO_BLK_S_OK, Some(written)),
+    /// Tells whether the request is one to make everything durable.
+    pub(super) fn is_flush(&self) -> bool {
+        self.kind == VIRTIO_BLK_T_FLUSH
+    }
+
+    /// Carries the request out and writes its data. There is no answer yet if the medium has no room and the
+    /// disk's policy is to wait: the request is to be carried out once more.
+    pub(super) fn carry_out(&self, disk: &Disk, memory: &GuestMemoryMmap) -> Option<Answer> {
+        let status = match self.perform(disk, memory) {
+            Ok(written) => {
+                return Some(Answer {
+                    status: VIRTIO_BLK_S_OK,
+                    written: Some(written),
+                });
+            }
+            Err(Failure::Medium(error)) if is_full(&error) && disk.config().on_full == OnFull::Pause => {
+                return None;
+            }
             Err(Failure::Unsupported) => {
                 tracing::debug!(disk = disk.id(), kind = self.kind, "unknown request");
-                (VIRTIO_BLK_S_UNSUPP, None)
+                VIRTIO_BLK_S_UNSUPP
             }
             Err(Failure::Invalid(problem)) => {
                 tracing::debug!(
@@ -131,18 +154,26 @@ impl Request {
                     problem,
                     "bad request"
                 );
-                (VIRTIO_BLK_S_IOERR, None)
+                VIRTIO_BLK_S_IOERR
             }
             Err(Failure::Medium(error)) => {
                 tracing::warn!(disk = disk.id(), kind = self.kind, sector = self.sector, %error, "disk error");
-                (VIRTIO_BLK_S_IOERR, None)
+                VIRTIO_BLK_S_IOERR
             }
         };
+        Some(Answer {
+            status,
+            written: None,
+        })
+    }
+
+    /// Writes the status; the caller gives the chain back.
+    pub(super) fn answer(&self, memory: &GuestMemoryMmap, answer: Answer) -> Outcome {
         // Memory does not go away, so the status that could be reached when the request was read still can.
-        let _ = self.status.write(memory, &status.to_le_bytes()[..1]);
+        let _ = self.status.write(memory, &answer.status.to_le_bytes()[..1]);
         // Only what is written without a gap from the beginning counts, the status if the data before it is.
         let room = self.writable.len_bytes();
-        let written = match data {
+        let written = match answer.written {
             Some(written) if written < room => written,
             Some(written) => written + 1,
             None if room == 0 => 1,
@@ -164,7 +195,7 @@ impl Request {
                 backend.read_at(&self.writable.slices(memory)?, offset)?;
                 Ok(self.writable.len_bytes())
             }
-            VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if backend.is_read_only() => {
+            VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if disk.is_read_only() => {
                 Err(read_only())
             }
             VIRTIO_BLK_T_OUT => {
@@ -237,6 +268,14 @@ impl Request {
         }
         Ok(ranges)
     }
+}
+
+/// Tells whether the medium has no room, or its owner may not use more of it.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Returns the position in bytes of `len_bytes` at `sector`, if they are whole sectors inside the disk.

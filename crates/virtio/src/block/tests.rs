@@ -8,7 +8,7 @@ use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::*;
-use crate::config::{DiskConfig, DiskFormat};
+use crate::config::DiskConfig;
 use crate::driver::{Driver, Piece};
 use crate::error::Error;
 use crate::queue::QueueState;

@@ -24,6 +24,8 @@ struct Counts {
     under_way: usize,
     /// Of those under way, the ones that found no room on the medium.
     waiting: usize,
+    /// Whether those are to be tried again.
+    retry: bool,
 }
 
 /// Keeps a disk as it is until dropped: requests stay in their queues.
@@ -59,8 +61,19 @@ impl Gate {
         &self.opened
     }
 
-    /// Has the device look at the gate and at the requests that wait for room.
-    pub(super) fn wake(&self) {
+    /// Has the device try the requests again that wait for room.
+    pub(super) fn retry(&self) {
+        self.lock().retry = true;
+        self.wake();
+    }
+
+    /// Tells whether the requests that wait for room are to be tried again, and that they are.
+    pub(in crate::block) fn take_retry(&self) -> bool {
+        std::mem::take(&mut self.lock().retry)
+    }
+
+    /// Has the device look at the gate.
+    fn wake(&self) {
         if let Err(error) = self.opened.write(1) {
             // The counter is full: the device is to look anyway.
             tracing::debug!(%error, "disk event");
@@ -113,21 +126,15 @@ impl Pass {
         })
     }
 
-    /// Notes whether the request waits for room on the medium; tells whether it is the only one that does.
-    pub(in crate::block) fn set_waiting(&mut self, waiting: bool) -> bool {
-        if std::mem::replace(&mut self.waiting, waiting) == waiting {
-            return false;
-        }
+    /// Notes whether the request waits for room on the medium.
+    pub(in crate::block) fn set_waiting(&mut self, waiting: bool) {
         let mut counts = self.gate.lock();
-        if !waiting {
-            counts.waiting -= 1;
-            return false;
-        }
-        counts.waiting += 1;
-        if counts.waiting == counts.under_way {
+        counts.waiting -= usize::from(self.waiting);
+        self.waiting = waiting;
+        counts.waiting += usize::from(self.waiting);
+        if counts.under_way == counts.waiting {
             self.gate.idle.notify_all();
         }
-        counts.waiting == 1
     }
 }
 
