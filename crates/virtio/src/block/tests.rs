@@ -13,6 +13,7 @@ use crate::driver::{Driver, Piece};
 use crate::error::Error;
 use crate::queue::QueueState;
 
+mod full;
 mod hostile;
 mod requests;
 mod saved;
