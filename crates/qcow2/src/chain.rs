@@ -10,6 +10,7 @@ mod tests;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -85,6 +86,29 @@ impl Chain {
     /// # Errors
     /// A file cannot be opened, is in use, or is refused; a format is not stated; the chain loops or is too deep.
     pub fn open(path: &Path, format: ImageFormat, access: Access, cache: Cache) -> Result<Self> {
+        Self::open_with(path, format, access, |path, access| {
+            FileStorage::open(path, access, cache)
+        })
+    }
+
+    /// Opens the image at `path` and all below it for reading, even while another program writes to them.
+    ///
+    /// What is read may then be neither the one state nor the other, and looks corrupt at times.
+    ///
+    /// # Errors
+    /// As [`Chain::open`], except that nothing is in use.
+    pub fn open_shared(path: &Path, format: ImageFormat) -> Result<Self> {
+        Self::open_with(path, format, Access::ReadOnly, |path, access| {
+            Ok(FileStorage::from_file(File::open(path)?, access))
+        })
+    }
+
+    fn open_with(
+        path: &Path,
+        format: ImageFormat,
+        access: Access,
+        open: impl Fn(&Path, Access) -> Result<FileStorage>,
+    ) -> Result<Self> {
         let mut layers = Vec::new();
         let mut seen = HashSet::new();
         let mut next = Some((path.to_owned(), format, access));
@@ -97,8 +121,9 @@ impl Chain {
             if !seen.insert((identity.dev(), identity.ino())) {
                 return Err(ChainError::Loop { path }.into());
             }
-            let layer =
-                ChainLayer::open(&path, format, access, cache).map_err(|error| in_layer(&path, error))?;
+            let layer = open(&path, access)
+                .and_then(|storage| ChainLayer::new(path.clone(), format, storage))
+                .map_err(|error| in_layer(&path, error))?;
             next = match layer.header.as_ref().and_then(Header::backing) {
                 Some(backing) => {
                     let (below, format) = resolve(&path, &backing)?;
@@ -119,18 +144,17 @@ impl Chain {
 }
 
 impl ChainLayer {
-    /// Opens one image, not those below it.
+    /// Takes an open file as a layer.
     ///
     /// # Errors
-    /// It cannot be opened, is in use, or its header is refused.
-    pub fn open(path: &Path, format: ImageFormat, access: Access, cache: Cache) -> Result<Self> {
-        let storage = FileStorage::open(path, access, cache)?;
+    /// It is said to be a qcow2 image, and its header is refused.
+    pub fn new(path: PathBuf, format: ImageFormat, storage: FileStorage) -> Result<Self> {
         let header = match format {
             ImageFormat::Raw => None,
             ImageFormat::Qcow2 => Some(Header::read(&storage)?),
         };
         Ok(Self {
-            path: path.to_owned(),
+            path,
             format,
             storage: Arc::new(storage),
             header,

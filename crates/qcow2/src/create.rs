@@ -101,13 +101,25 @@ fn check(options: &CreateOptions) -> Result<ClusterSize> {
     if !options.virtual_size_bytes.is_multiple_of(512) {
         return refuse("virtual size", "not a multiple of 512 bytes");
     }
-    if options.backing.as_ref().is_some_and(|backing| backing.format.is_none()) {
+    if options
+        .backing
+        .as_ref()
+        .is_some_and(|backing| backing.format.is_none())
+    {
         return refuse("backing file", "its format is not stated");
     }
-    if options.backing.as_ref().is_some_and(|backing| backing.name.is_empty()) {
+    if options
+        .backing
+        .as_ref()
+        .is_some_and(|backing| backing.name.is_empty())
+    {
         return refuse("backing file", "its name is empty");
     }
-    LimitExceeded::check("virtual size", options.virtual_size_bytes, limits::MAX_VIRTUAL_SIZE_BYTES)?;
+    LimitExceeded::check(
+        "virtual size",
+        options.virtual_size_bytes,
+        limits::MAX_VIRTUAL_SIZE_BYTES,
+    )?;
     Ok(cluster_size)
 }
 
@@ -158,7 +170,11 @@ struct Layout {
 impl Layout {
     fn new(size: ClusterSize, options: &CreateOptions) -> Result<Self> {
         let entries = size.l1_entries_for(options.virtual_size_bytes);
-        LimitExceeded::check("bytes of the l1 table", entries.saturating_mul(8), limits::MAX_L1_BYTES)?;
+        LimitExceeded::check(
+            "bytes of the l1 table",
+            entries.saturating_mul(8),
+            limits::MAX_L1_BYTES,
+        )?;
         let l1_entries = u32::try_from(entries).unwrap_or(u32::MAX);
         let block_entries = size.refcount_block_entries(options.refcount_bits);
         // A disk without bytes has an L1 table without entries, which still is somewhere.
@@ -205,8 +221,15 @@ fn block_of_ones(count: u64, refcount_bits: u32, block_bytes: usize) -> Vec<u8> 
     let mut block = vec![0; block_bytes];
     let bits = u64::from(refcount_bits);
     for index in 0..count {
-        let last_bit = if bits < 8 { index * bits } else { (index + 1) * bits - 8 };
-        if let Some(byte) = usize::try_from(last_bit / 8).ok().and_then(|at| block.get_mut(at)) {
+        let last_bit = if bits < 8 {
+            index * bits
+        } else {
+            (index + 1) * bits - 8
+        };
+        if let Some(byte) = usize::try_from(last_bit / 8)
+            .ok()
+            .and_then(|at| block.get_mut(at))
+        {
             *byte |= 1 << (last_bit % 8);
         }
     }

@@ -40,6 +40,14 @@ pub enum Error {
     /// The chain of backing files cannot be built.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// The operation is done, but what it no longer needs could not be freed: clusters are lost until a repair.
+    #[error("{done}, but clusters that are no longer needed could not be freed")]
+    Leaked {
+        /// What is done.
+        done: &'static str,
+        /// Why the rest failed.
+        source: Box<Error>,
+    },
     /// The caller's progress callback said stop.
     #[error("cancelled")]
     Cancelled,
@@ -222,7 +230,9 @@ pub enum Usage {
         wanted: String,
     },
     /// The header would not fit into the first cluster.
-    #[error("the header with its extensions and the backing name ({len_bytes} bytes) does not fit into a cluster")]
+    #[error(
+        "the header with its extensions and the backing name ({len_bytes} bytes) does not fit into a cluster"
+    )]
     HeaderTooLong {
         /// Bytes it needs.
         len_bytes: usize,

@@ -95,14 +95,21 @@ pub struct ExtensionInfo {
 /// The extension about the frozen backing file is corrupt, or the medium's.
 pub fn info(metadata: &Metadata) -> Result<ImageInfo> {
     let header = &metadata.header;
-    let unknown = header.extensions.iter().filter(|extension| !is_known(extension.kind));
+    let unknown = header
+        .extensions
+        .iter()
+        .filter(|extension| !is_known(extension.kind));
     Ok(ImageInfo {
         version: header.version,
         virtual_size_bytes: header.virtual_size_bytes,
         file_bytes: metadata.storage().len()?,
         cluster_bytes: header.cluster_size.bytes(),
         refcount_bits: header.refcount_bits(),
-        compression: if header.compression_type == 0 { "zlib" } else { "zstd" },
+        compression: if header.compression_type == 0 {
+            "zlib"
+        } else {
+            "zstd"
+        },
         lazy_refcounts: header.compatible & format::COMPATIBLE_LAZY_REFCOUNTS != 0,
         dirty: header.is_dirty(),
         corrupt: header.is_marked_corrupt(),

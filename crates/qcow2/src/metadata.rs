@@ -42,7 +42,7 @@ impl Metadata {
             header.l1_offset,
             header.l1_entries,
         )?;
-        let snapshots = snapshot_table::read_table(storage.as_ref(), &header)?;
+        let snapshots = snapshot_table::read(storage.as_ref(), &header)?;
         Ok(Self {
             header,
             l1,

@@ -36,7 +36,11 @@ impl FrozenBacking {
     pub(crate) fn parse(data: &[u8]) -> Result<Self> {
         let cut = || Corruption::new("the header extension frozen-backing is cut", data.len() as u64);
         let count = fields::u32_at(data, 0).ok_or_else(cut)?;
-        LimitExceeded::check("snapshots of a backing file", count.into(), MAX_FROZEN_OWNERS.into())?;
+        LimitExceeded::check(
+            "snapshots of a backing file",
+            count.into(),
+            MAX_FROZEN_OWNERS.into(),
+        )?;
         let mut rest = data.get(4..).unwrap_or_default();
         let mut owners = Vec::new();
         for _ in 0..count {
@@ -59,7 +63,10 @@ impl FrozenBacking {
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
         let count = self.owners.len() as u64;
         LimitExceeded::check("snapshots of a backing file", count, MAX_FROZEN_OWNERS.into())?;
-        let mut data = u32::try_from(count).unwrap_or(MAX_FROZEN_OWNERS).to_be_bytes().to_vec();
+        let mut data = u32::try_from(count)
+            .unwrap_or(MAX_FROZEN_OWNERS)
+            .to_be_bytes()
+            .to_vec();
         for owner in &self.owners {
             let path = owner.snapshot.as_os_str().as_bytes();
             let path_len = u16::try_from(path.len()).map_err(|_| LimitExceeded {

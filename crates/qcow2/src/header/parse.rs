@@ -115,7 +115,9 @@ fn parse_fields(bytes: &[u8], cluster_size: ClusterSize) -> Option<Result<Fields
         header.refcount_order = u32_at(bytes, 96)?;
         header_len = usize::try_from(u32_at(bytes, 100)?).ok()?;
         if header_len < format::HEADER_BYTES_V3 || header_len > cluster_size.len() {
-            return Some(Err(Corruption::new("the header length is not possible", 100).into()));
+            return Some(Err(
+                Corruption::new("the header length is not possible", 100).into()
+            ));
         }
         if header_len > format::HEADER_BYTES_V3 {
             header.compression_type = u8_at(bytes, 104)?;
@@ -202,7 +204,11 @@ fn check_features(header: &Header, crypt_method: u32) -> Result<()> {
         let names: Vec<&str> = names.map(|name| name.name.as_str()).collect();
         return Err(Unsupported::Features {
             bits: unknown,
-            names: if names.is_empty() { "unknown".to_owned() } else { names.join(", ") },
+            names: if names.is_empty() {
+                "unknown".to_owned()
+            } else {
+                names.join(", ")
+            },
         }
         .into());
     }
@@ -227,7 +233,11 @@ fn is_named(bits: u64, name: &FeatureName) -> bool {
 /// Judges sizes and places of the tables that the header leads to.
 fn check_tables(header: &Header, file_bytes: u64) -> Result<()> {
     let size = header.cluster_size;
-    LimitExceeded::check("virtual size", header.virtual_size_bytes, limits::MAX_VIRTUAL_SIZE_BYTES)?;
+    LimitExceeded::check(
+        "virtual size",
+        header.virtual_size_bytes,
+        limits::MAX_VIRTUAL_SIZE_BYTES,
+    )?;
     let l1_bytes = u64::from(header.l1_entries) * 8;
     LimitExceeded::check("bytes of the l1 table", l1_bytes, limits::MAX_L1_BYTES)?;
     if u64::from(header.l1_entries) < size.l1_entries_for(header.virtual_size_bytes) {
@@ -238,7 +248,11 @@ fn check_tables(header: &Header, file_bytes: u64) -> Result<()> {
         table.check(header.l1_offset, l1_bytes, "the l1 table is not inside the file")?;
     }
     let refcount_bytes = u64::from(header.refcount_table_clusters) * size.bytes();
-    LimitExceeded::check("bytes of the refcount table", refcount_bytes, limits::MAX_REFCOUNT_TABLE_BYTES)?;
+    LimitExceeded::check(
+        "bytes of the refcount table",
+        refcount_bytes,
+        limits::MAX_REFCOUNT_TABLE_BYTES,
+    )?;
     if refcount_bytes == 0 {
         return Err(Corruption::new("the image has no refcount table", 56).into());
     }

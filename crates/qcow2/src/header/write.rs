@@ -33,12 +33,19 @@ impl Header {
         }
         append_extension(&mut behind, format::EXTENSION_END, &[]);
         let header_len = self.header_len();
-        let backing_offset = if name.is_empty() { 0 } else { header_len + behind.len() };
+        let backing_offset = if name.is_empty() {
+            0
+        } else {
+            header_len + behind.len()
+        };
         let mut bytes = self.fixed_bytes(backing_offset as u64, name.len());
         bytes.append(&mut behind);
         bytes.extend(name);
         if bytes.len() > self.cluster_size.len() {
-            return Err(Usage::HeaderTooLong { len_bytes: bytes.len() }.into());
+            return Err(Usage::HeaderTooLong {
+                len_bytes: bytes.len(),
+            }
+            .into());
         }
         Ok(bytes)
     }
