@@ -101,6 +101,10 @@ impl ClusterSize {
 
     /// Returns the size in bytes as the length of a buffer.
     #[must_use]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a length of buffers, none of which is empty"
+    )]
     pub fn len(self) -> usize {
         1 << self.bits
     }

@@ -6,6 +6,9 @@
 //! exclusive lock on the opposite bytes would be granted; if not, somebody stands in the way. The locks belong
 //! to the open file description, so that two opens in one process exclude each other, too.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 

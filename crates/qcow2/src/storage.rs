@@ -7,6 +7,8 @@
 mod direct;
 mod file;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Debug;
 use std::io;

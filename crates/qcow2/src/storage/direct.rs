@@ -80,7 +80,8 @@ impl DirectFile {
     fn span(&self, offset: u64, len: usize) -> (u64, usize, usize) {
         let alignment = self.offset_alignment as u64;
         let start = offset - offset % alignment;
-        let head = (offset % alignment) as usize;
+        // Less than the alignment, which is a usize.
+        let head = usize::try_from(offset % alignment).unwrap_or(0);
         (start, (head + len).next_multiple_of(self.offset_alignment), head)
     }
 
