@@ -204,7 +204,12 @@ impl Refcounts {
     /// Returns whether one of these clusters is kept from being handed out.
     #[must_use]
     pub fn is_protected(&self, first: HostCluster, clusters: u64) -> bool {
-        self.guard.any_in(first, clusters).is_some()
+        self.protected_in(first, clusters).is_some()
+    }
+
+    /// Returns one of these clusters that is kept from being handed out.
+    pub(crate) fn protected_in(&self, first: HostCluster, clusters: u64) -> Option<HostCluster> {
+        self.guard.any_in(first, clusters)
     }
 
     /// Returns whether the file has every change.

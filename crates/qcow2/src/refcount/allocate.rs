@@ -153,7 +153,7 @@ impl Refcounts {
 
     /// Fails if a run that is about to be handed out holds metadata.
     fn refuse_metadata(&self, first: u64, clusters: u64) -> Result<()> {
-        match self.guard.any_in(HostCluster(first), clusters) {
+        match self.protected_in(HostCluster(first), clusters) {
             Some(metadata) => {
                 let what = "the refcounts say that a cluster of metadata is free";
                 Err(Corruption::new(what, metadata.offset(self.cluster)).into())
