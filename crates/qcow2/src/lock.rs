@@ -60,8 +60,12 @@ impl Lock {
             Access::ReadOnly => CONSISTENT_READ,
             Access::ReadWrite => CONSISTENT_READ | WRITE | RESIZE,
         };
-        // A qcow2 image changes its metadata with every allocation, so that not even a reader bears a writer.
-        let forbidden = WRITE | RESIZE;
+        // An image changes its metadata with every allocation, so that not even a reader bears a writer. A
+        // writer says so, too: QEMU's tools otherwise read a raw file while it changes.
+        let forbidden = match access {
+            Access::ReadOnly => WRITE | RESIZE,
+            Access::ReadWrite => CONSISTENT_READ | WRITE | RESIZE,
+        };
         let result = take(file, used, forbidden).and_then(|()| examine(file, used, forbidden));
         if result.is_err() {
             // The first error is the one that matters.
@@ -75,7 +79,7 @@ impl Lock {
     /// # Errors
     /// The operating system's.
     pub fn downgrade(file: &File) -> io::Result<()> {
-        for byte in bytes_of(USED_BASE, WRITE | RESIZE) {
+        for byte in bytes_of(USED_BASE, WRITE | RESIZE).chain(bytes_of(FORBIDDEN_BASE, CONSISTENT_READ)) {
             set(file, libc::F_UNLCK, byte)?;
         }
         Ok(())
