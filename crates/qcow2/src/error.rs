@@ -213,6 +213,9 @@ pub enum Usage {
     /// The image is open for reading only.
     #[error("the image is open for reading only")]
     ReadOnly,
+    /// The image has internal snapshots, which may need what the backing file has.
+    #[error("the image has internal snapshots that may need its backing file")]
+    SnapshotsNeedBacking,
     /// A range ends beyond the disk.
     #[error("range of {len} bytes at {offset:#x} is not inside the disk of {disk_bytes} bytes")]
     OutOfRange {
