@@ -101,12 +101,13 @@ pub fn filled(directory: &Path, name: &str, options: &str) -> PathBuf {
             "write -P 1 0 3M",
             "write -P 2 5M 64k",
             "write -P 3 15M 1M",
-            "write -c -P 4 8M 64k",
-            "write -c -P 5 8256k 256k",
             "discard 1M 512k",
             "write -P 6 1100k 7k",
         ],
     );
+    if !options.contains("preallocation") {
+        qemu_io(&path, &["write -c -P 4 8M 2M"]);
+    }
     if !options.contains("compat=0.10") {
         qemu_io(&path, &["write -z 2M 256k", "write -z -u 2560k 128k"]);
     }
