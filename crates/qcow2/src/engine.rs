@@ -41,6 +41,7 @@ use crate::header::Header;
 use crate::layer::Layer;
 use crate::metadata::Metadata;
 
+pub(crate) use flush::Unsettled;
 pub(crate) use medium::Medium;
 
 use flush::FlushTurns;
@@ -64,7 +65,7 @@ pub(crate) struct Engine {
     flush: FlushTurns,
     backing: RwLock<Option<Arc<dyn Layer>>>,
     /// The layer below was written to until this one took its place, and may not be durable yet.
-    backing_unsettled: AtomicBool,
+    unsettled: Mutex<Option<Arc<Unsettled>>>,
     unpacker: Unpacker,
 }
 
@@ -155,7 +156,7 @@ impl Engine {
             ranges: RangeLocks::default(),
             flush: FlushTurns::default(),
             backing: RwLock::new(parts.backing),
-            backing_unsettled: AtomicBool::new(false),
+            unsettled: Mutex::new(None),
             unpacker,
         })
     }

@@ -213,6 +213,23 @@ pub enum Usage {
     /// The image is open for reading only.
     #[error("the image is open for reading only")]
     ReadOnly,
+    /// The image has no backing file.
+    #[error("the image has no backing file")]
+    NoBacking,
+    /// The backing file must stay as it is, because a snapshot needs it.
+    #[error("the backing file belongs to the snapshot {}", snapshot.display())]
+    BackingBelongsToSnapshot {
+        /// The snapshot file.
+        snapshot: PathBuf,
+    },
+    /// The backing file shows a smaller disk.
+    #[error("the backing file has {backing_bytes} bytes, fewer than the {disk_bytes} of the disk")]
+    BackingTooSmall {
+        /// Size of the backing file's disk.
+        backing_bytes: u64,
+        /// Size of the overlay's disk.
+        disk_bytes: u64,
+    },
     /// The image has internal snapshots, which may need what the backing file has.
     #[error("the image has internal snapshots that may need its backing file")]
     SnapshotsNeedBacking,

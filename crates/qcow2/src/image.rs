@@ -16,6 +16,7 @@ pub use open::{ImageOptions, open_layer};
 use crate::chain::ImageFormat;
 use crate::engine::Engine;
 use crate::error::{Result, Usage};
+use crate::format::ClusterSize;
 use crate::layer::{Layer, LayerInfo};
 use crate::storage::{FileStorage, Storage};
 
@@ -41,6 +42,12 @@ impl Image {
         self.engine.geometry().virtual_size_bytes
     }
 
+    /// Returns the size of the image's clusters.
+    #[must_use]
+    pub fn cluster_size(&self) -> ClusterSize {
+        self.engine.geometry().cluster
+    }
+
     /// Returns whether writes are refused.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
@@ -55,10 +62,6 @@ impl Image {
 
     pub(crate) fn set_path(&self, path: Option<&Path>) {
         *self.path.write().unwrap_or_else(PoisonError::into_inner) = path.map(Path::to_owned);
-    }
-
-    pub(crate) fn file(&self) -> Option<&Arc<FileStorage>> {
-        self.file.as_ref()
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -235,6 +238,10 @@ impl Layer for Image {
 
     fn storage(&self) -> Arc<dyn Storage> {
         self.engine.medium().inner().clone()
+    }
+
+    fn file(&self) -> Option<Arc<FileStorage>> {
+        self.file.clone()
     }
 }
 

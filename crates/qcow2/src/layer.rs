@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use raw::RawImage;
 
-use crate::{ImageFormat, Result, Storage};
+use crate::{FileStorage, ImageFormat, Result, Storage};
 
 /// What a layer is, for those who list a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,8 +64,11 @@ pub trait Layer: Send + Sync + Debug {
     /// Returns what the layer is.
     fn info(&self) -> LayerInfo;
 
-    /// Returns the layer's file.
+    /// Returns what the layer is stored in.
     fn storage(&self) -> Arc<dyn Storage>;
+
+    /// Returns the layer's file, if it is stored in one.
+    fn file(&self) -> Option<Arc<FileStorage>>;
 }
 
 /// Returns what the layers of a chain are, from `top` down.

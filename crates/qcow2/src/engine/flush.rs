@@ -5,13 +5,16 @@
 //! follow, then L1 entries. What the new mappings no longer refer to loses its references at the end: a cluster is
 //! never used again while the file still leads to it. Its room is given back to the medium before that.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Engine;
 use super::state::Batch;
 use crate::error::Result;
 use crate::format::HostCluster;
+use crate::layer::Layer;
 use crate::storage::Storage;
 
 /// One flush at a time; who waits while a whole flush comes and goes need not do one.
@@ -22,6 +25,39 @@ pub(super) struct FlushTurns {
     begun: AtomicU64,
     /// The last flush that has succeeded, by its number.
     succeeded: AtomicU64,
+}
+
+/// A layer that was written to until its overlay took its place, with the directory of both their names.
+#[derive(Debug)]
+pub(crate) struct Unsettled {
+    layer: Arc<dyn Layer>,
+    directory: PathBuf,
+    settled: Mutex<bool>,
+}
+
+impl Unsettled {
+    pub(crate) fn new(layer: Arc<dyn Layer>, directory: PathBuf) -> Self {
+        Self {
+            layer,
+            directory,
+            settled: Mutex::new(false),
+        }
+    }
+
+    pub(crate) fn layer(&self) -> &Arc<dyn Layer> {
+        &self.layer
+    }
+
+    /// Makes the layer and the names durable, unless they are.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*settled {
+            self.layer.settle()?;
+            File::open(&self.directory)?.sync_all()?;
+            *settled = true;
+        }
+        Ok(())
+    }
 }
 
 impl Engine {
@@ -56,16 +92,15 @@ impl Engine {
     }
 
     /// Notes that the layer below was written to until now, and must be durable before this one can be.
-    pub(crate) fn mark_backing_unsettled(&self) {
-        self.backing_unsettled.store(true, Ordering::Release);
+    pub(crate) fn settle_before_flush(&self, unsettled: Arc<Unsettled>) {
+        *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner) = Some(unsettled);
     }
 
     fn settle_backing(&self) -> Result<()> {
-        if self.backing_unsettled.load(Ordering::Acquire)
-            && let Some(backing) = self.backing()
-        {
-            backing.settle()?;
-            self.backing_unsettled.store(false, Ordering::Release);
+        let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layer) = unsettled.as_ref() {
+            layer.settle()?;
+            *unsettled = None;
         }
         Ok(())
     }

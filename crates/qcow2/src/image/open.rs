@@ -101,7 +101,15 @@ impl Image {
     /// # Errors
     /// As [`Chain::open`] and [`Image::open`].
     pub fn open_chain(path: &Path, options: &ImageOptions) -> Result<Arc<Self>> {
-        let mut chain = Chain::open(path, ImageFormat::Qcow2, options.access, options.cache)?;
+        let chain = Chain::open(path, ImageFormat::Qcow2, options.access, options.cache)?;
+        Self::from_chain(chain, options)
+    }
+
+    /// Opens the top image of a chain whose files are open; `options` must fit how they were opened.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn from_chain(mut chain: Chain, options: &ImageOptions) -> Result<Arc<Self>> {
         let below = chain.layers.split_off(chain.layers.len().min(1));
         let backing = open_layers(below, options)?;
         let top = chain.layers.pop().ok_or(crate::Error::NotQcow2)?;

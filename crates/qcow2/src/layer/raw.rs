@@ -15,7 +15,7 @@ const ZEROS: usize = 64 << 10;
 pub struct RawImage {
     storage: Arc<dyn Storage>,
     file: Option<Arc<FileStorage>>,
-    path: Option<PathBuf>,
+    path: RwLock<Option<PathBuf>>,
     len_bytes: u64,
     writable: AtomicBool,
     /// Held shared by every write, exclusively while writing is given up.
@@ -31,7 +31,7 @@ impl RawImage {
         let file = Arc::new(FileStorage::open(path, access, cache)?);
         let mut image = Self::new(file.clone(), access)?;
         image.file = Some(file);
-        image.path = Some(path.to_owned());
+        image.path = RwLock::new(Some(path.to_owned()));
         Ok(image)
     }
 
@@ -42,7 +42,7 @@ impl RawImage {
     pub fn from_file(file: Arc<FileStorage>, path: Option<PathBuf>) -> Result<Self> {
         let mut image = Self::new(file.clone(), file.access())?;
         image.file = Some(file);
-        image.path = path;
+        image.path = RwLock::new(path);
         Ok(image)
     }
 
@@ -55,17 +55,21 @@ impl RawImage {
         Ok(Self {
             storage,
             file: None,
-            path: None,
+            path: RwLock::new(None),
             len_bytes,
             writable: AtomicBool::new(access == Access::ReadWrite),
             writes: RwLock::new(()),
         })
     }
 
-    /// Returns the file's name.
+    /// Returns the file's name, if it has one.
     #[must_use]
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+    pub fn path(&self) -> Option<PathBuf> {
+        self.path.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_path(&self, path: &Path) {
+        *self.path.write().unwrap_or_else(PoisonError::into_inner) = Some(path.to_owned());
     }
 
     /// Writes `buf` at `offset`.
@@ -190,7 +194,7 @@ impl Layer for RawImage {
 
     fn info(&self) -> LayerInfo {
         LayerInfo {
-            path: self.path.clone(),
+            path: self.path(),
             format: ImageFormat::Raw,
             len_bytes: self.len_bytes,
         }
@@ -198,5 +202,9 @@ impl Layer for RawImage {
 
     fn storage(&self) -> Arc<dyn Storage> {
         self.storage.clone()
+    }
+
+    fn file(&self) -> Option<Arc<FileStorage>> {
+        self.file.clone()
     }
 }
