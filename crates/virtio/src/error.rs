@@ -104,6 +104,31 @@ pub enum Error {
         /// Path of the image.
         path: PathBuf,
     },
+    /// A disk image is not usable.
+    #[error("disk {}", path.display())]
+    Image {
+        /// Path of the image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: qcow2::Error,
+    },
+    /// An overlay of a raw disk takes its place: what is written to the disk itself would break the overlay.
+    #[error("disk {} is the base of {}: use that one", path.display(), overlay.display())]
+    DiskIsBase {
+        /// The raw disk.
+        path: PathBuf,
+        /// The overlay beside it.
+        overlay: PathBuf,
+    },
+    /// A disk is not of a kind that the operation needs.
+    #[error("disk {disk}: {problem}")]
+    DiskKind {
+        /// The disk's id.
+        disk: String,
+        /// What it would have to be.
+        problem: &'static str,
+    },
     /// A request waits for room on the medium, so that the disk cannot be brought to rest.
     #[error("disk {disk}: the medium is full and a request waits for room")]
     DiskFull {

@@ -4,6 +4,8 @@ use std::io;
 
 use vm_memory::VolatileSlice;
 
+use crate::block::SECTOR_BYTES;
+
 /// The guest memory of one request, in the order of the disk's bytes.
 pub type GuestBuffers<'a, 'm> = &'a [VolatileSlice<'m>];
 
@@ -17,6 +19,12 @@ pub trait BlockBackend: Send + Sync {
 
     /// Tells whether the disk can only be read.
     fn is_read_only(&self) -> bool;
+
+    /// Returns the length of the units in which the store keeps the disk: to discard less than one gives no room
+    /// back. A multiple of 512.
+    fn unit_bytes(&self) -> u64 {
+        SECTOR_BYTES
+    }
 
     /// Reads the disk at `offset` into all of `buffers`.
     ///

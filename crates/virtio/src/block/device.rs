@@ -44,7 +44,7 @@ impl Block {
     pub fn new(disk: Disk) -> Self {
         let worker = Worker::new(format!("blk-{}", disk.id()), Handler::new(disk.clone()));
         Self {
-            config: config_space(disk.len_bytes()),
+            config: config_space(&disk),
             disk,
             worker,
         }
@@ -106,7 +106,8 @@ impl VirtioDevice for Block {
         })
     }
 
-    /// The guest knows the disk's size and whether it may write: a disk that differs is refused.
+    /// The guest knows the disk's size and whether it may write: a disk that differs is refused. How the files
+    /// make the disk's bytes is not the guest's to know, and neither is what of them is discarded as a whole.
     fn restore(&mut self, version: u32, state: &Value) -> Result<()> {
         let saved: State = from_value(self.version(), version, state)?;
         let here = State {
@@ -126,19 +127,20 @@ impl VirtioDevice for Block {
 }
 
 /// Returns the configuration space (`struct virtio_blk_config`; virtio 1.2, 5.2.4).
-fn config_space(len_bytes: u64) -> [u8; CONFIG_BYTES] {
+fn config_space(disk: &Disk) -> [u8; CONFIG_BYTES] {
     let mut space = [0; CONFIG_BYTES];
     let mut set = |offset: usize, value: &[u8]| {
         for (to, from) in space.iter_mut().skip(offset).zip(value) {
             *to = *from;
         }
     };
-    set(0, &(len_bytes / SECTOR_BYTES).to_le_bytes()); // capacity
+    let unit_sectors = u32::try_from(disk.backend().unit_bytes() / SECTOR_BYTES).unwrap_or(1);
+    set(0, &(disk.len_bytes() / SECTOR_BYTES).to_le_bytes()); // capacity
     set(12, &MAX_SEGMENTS.to_le_bytes()); // seg_max
     set(20, &BLOCK_BYTES.to_le_bytes()); // blk_size
     set(36, &MAX_RANGE_SECTORS.to_le_bytes()); // max_discard_sectors
     set(40, &MAX_RANGES.to_le_bytes()); // max_discard_seg
-    set(44, &1u32.to_le_bytes()); // discard_sector_alignment
+    set(44, &unit_sectors.to_le_bytes()); // discard_sector_alignment
     set(48, &MAX_RANGE_SECTORS.to_le_bytes()); // max_write_zeroes_sectors
     set(52, &MAX_RANGES.to_le_bytes()); // max_write_zeroes_seg
     set(56, &[1]); // write_zeroes_may_unmap

@@ -10,6 +10,7 @@ mod flatten;
 mod gate;
 mod internal;
 mod layers;
+mod open;
 mod overlay;
 
 use std::fmt;
@@ -18,6 +19,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use qcow2::Image;
+
+use crate::block::image::ImageFile;
 use crate::block::{BlockBackend, RawFile, SECTOR_BYTES};
 use crate::config::{DiskConfig, DiskFormat};
 use crate::device::DRAIN_TIMEOUT;
@@ -29,6 +33,7 @@ pub use gate::DiskHold;
 pub(super) use gate::{Gate, Pass};
 pub use internal::InternalSnapshot;
 pub use layers::LayerInfo;
+pub(super) use open::open_error;
 pub use overlay::{FrozenDisk, FrozenFor, PreparedOverlay};
 
 /// A disk; clones are the same disk.
@@ -43,6 +48,8 @@ struct Inner {
     read_only: bool,
     /// Held by who changes what the disk consists of.
     change: Mutex<()>,
+    /// Held while the disk is flattened.
+    flattening: Mutex<()>,
     /// What requests reach; each takes its own reference.
     top: RwLock<Top>,
     gate: Arc<Gate>,
@@ -52,8 +59,22 @@ struct Inner {
 /// What a disk consists of.
 struct Top {
     backend: Arc<dyn BlockBackend>,
-    /// From the top down; empty if the bytes are not in files.
-    layers: Vec<LayerInfo>,
+    store: Store,
+}
+
+/// Where the bytes are.
+#[derive(Clone)]
+enum Store {
+    /// In one file.
+    Raw {
+        file: Arc<RawFile>,
+        path: PathBuf,
+        nameless: bool,
+    },
+    /// In an image and its backing files.
+    Image(Arc<Image>),
+    /// In no file.
+    Other,
 }
 
 impl Disk {
@@ -62,28 +83,7 @@ impl Disk {
     /// # Errors
     /// The image cannot be opened, is in use, is the base of an overlay, or is not a whole number of sectors.
     pub fn open(config: &DiskConfig) -> Result<Self> {
-        match config.format {
-            DiskFormat::Raw => {
-                let raw = RawFile::open(&config.file, config.readonly)?;
-                let file = raw.file().try_clone().map_err(Error::io("dup"))?;
-                let layer = LayerInfo {
-                    path: config.file.clone(),
-                    format: DiskFormat::Raw,
-                    nameless: false,
-                    file: Arc::new(file),
-                };
-                Self::of(
-                    config,
-                    Top {
-                        backend: Arc::new(raw),
-                        layers: vec![layer],
-                    },
-                )
-            }
-            DiskFormat::Qcow2 => Err(Error::Host {
-                problem: "qcow2 images are not opened yet".to_owned(),
-            }),
-        }
+        Self::of(config, open::open(config)?)
     }
 
     /// Makes a disk of a store of bytes that is in no file.
@@ -91,8 +91,8 @@ impl Disk {
     /// # Errors
     /// The system gives no more event descriptors.
     pub fn new(config: &DiskConfig, backend: Arc<dyn BlockBackend>) -> Result<Self> {
-        let layers = Vec::new();
-        Self::of(config, Top { backend, layers })
+        let store = Store::Other;
+        Self::of(config, Top { backend, store })
     }
 
     fn of(config: &DiskConfig, top: Top) -> Result<Self> {
@@ -108,6 +108,7 @@ impl Disk {
             len_bytes,
             read_only: top.backend.is_read_only(),
             change: Mutex::default(),
+            flattening: Mutex::default(),
             top: RwLock::new(top),
             gate: Gate::new()?,
             listeners: event::Listeners::default(),
@@ -150,30 +151,29 @@ impl Disk {
     /// Returns the files that the disk consists of now, from the top down.
     #[must_use]
     pub fn layers(&self) -> Vec<LayerInfo> {
-        self.top().layers.clone()
+        self.top().store.layers()
     }
 
     /// Returns the number of files that the disk consists of now.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.top().layers.len()
+        self.layers().len()
     }
 
     /// Returns the path of the file that the guest writes to now; nothing if it has no name.
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
-        let top = self.top();
-        let live = top.layers.first().filter(|layer| !layer.nameless);
-        live.map(|layer| layer.path.clone())
+        let live = self.layers().into_iter().next();
+        live.filter(|live| !live.nameless).map(|live| live.path)
     }
 
     /// Returns how the bytes of the file that the guest writes to now make the disk's.
     #[must_use]
     pub fn format(&self) -> DiskFormat {
-        let top = self.top();
-        top.layers
-            .first()
-            .map_or(self.inner.config.format, |layer| layer.format)
+        match self.top().store {
+            Store::Raw { .. } | Store::Other => DiskFormat::Raw,
+            Store::Image(_) => DiskFormat::Qcow2,
+        }
     }
 
     /// Returns another descriptor of the file that the guest writes to now, which may have no name any more.
@@ -182,11 +182,8 @@ impl Disk {
     /// # Errors
     /// The bytes are in no file, or the system gives no more descriptors.
     pub fn file(&self) -> io::Result<File> {
-        self.top()
-            .layers
-            .first()
-            .ok_or(io::ErrorKind::Unsupported)?
-            .file()
+        let layers = self.layers();
+        layers.first().ok_or(io::ErrorKind::Unsupported)?.file()
     }
 
     /// Keeps the disk as it is until the result is dropped; at once if the machine is paused, otherwise when
@@ -243,6 +240,23 @@ impl Disk {
 
     fn changing(&self) -> MutexGuard<'_, ()> {
         self.inner.change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Top {
+    fn raw(file: RawFile, path: PathBuf, nameless: bool) -> Self {
+        let file = Arc::new(file);
+        Self {
+            backend: Arc::clone(&file) as _,
+            store: Store::Raw { file, path, nameless },
+        }
+    }
+
+    fn image(image: Arc<Image>) -> Self {
+        Self {
+            backend: Arc::new(ImageFile(Arc::clone(&image))),
+            store: Store::Image(image),
+        }
     }
 }
 

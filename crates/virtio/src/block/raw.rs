@@ -1,22 +1,20 @@
 //! Disks whose bytes are a file's bytes.
-#![expect(
-    unsafe_code,
-    reason = "vectored I/O on guest memory, open file description locks"
-)]
+#![expect(unsafe_code, reason = "vectored I/O on guest memory")]
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
+use qcow2::{Access, Cache, FileStorage, Storage};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuardMut;
 
-use crate::block::{BlockBackend, GuestBuffers, SECTOR_BYTES};
-use crate::error::{Error, Result};
+use crate::block::disk::open_error;
+use crate::block::{BlockBackend, GuestBuffers, bounce};
+use crate::error::Result;
 
 /// Most buffers in one system call (`IOV_MAX` of Linux).
 const MAX_BUFFERS: usize = 1024;
@@ -25,58 +23,38 @@ const ZEROS_BYTES: usize = 64 << 10;
 
 /// A raw image: a file or a block device, byte for byte.
 ///
-/// The file is locked, advisory: many may have it for reading, or one for writing. The lock belongs to the
-/// open file and ends when its last descriptor is closed.
+/// Through the page cache the kernel moves the bytes between the file and guest memory; past it they go
+/// through a buffer, for direct transfers would pin pages of guest memory.
 #[derive(Debug)]
 pub struct RawFile {
-    file: File,
+    storage: Arc<FileStorage>,
+    direct: bool,
     len_bytes: u64,
     read_only: bool,
 }
 
 impl RawFile {
-    /// Opens the image at `path`.
+    /// Opens the image at `path`, locked against use by other programs: many may have it for reading, or one for
+    /// writing.
     ///
     /// # Errors
-    /// It cannot be opened, is in use, or its size is not one or more whole sectors.
-    pub fn open(path: &Path, read_only: bool) -> Result<Self> {
-        let failed = |source| Error::OpenDisk {
-            path: path.to_owned(),
-            source,
-        };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(failed)?;
-        match lock(&file, read_only) {
-            Ok(()) => {}
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::AGAIN | Errno::ACCESS)) => {
-                return Err(Error::DiskInUse {
-                    path: path.to_owned(),
-                });
-            }
-            Err(error) => return Err(failed(error)),
-        }
-        // Unlike the metadata's length, this is the size of a block device, too.
-        let len_bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        if len_bytes == 0 || !len_bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(Error::DiskSize {
-                path: path.to_owned(),
-                len_bytes,
-            });
-        }
+    /// It cannot be opened or is in use.
+    pub fn open(path: &Path, access: Access, cache: Cache) -> Result<Self> {
+        let failed = |error| open_error(path, error);
+        let storage = FileStorage::open(path, access, cache).map_err(failed)?;
+        let len_bytes = storage.len().map_err(|error| failed(error.into()))?;
         Ok(Self {
-            file,
+            storage: Arc::new(storage),
+            direct: cache == Cache::None,
             len_bytes,
-            read_only,
+            read_only: access == Access::ReadOnly,
         })
     }
 
     /// Returns the file.
     #[must_use]
-    pub fn file(&self) -> &File {
-        &self.file
+    pub fn storage(&self) -> &Arc<FileStorage> {
+        &self.storage
     }
 
     /// Moves all bytes of `buffers` with `call`, which moves some of them at a position.
@@ -116,7 +94,12 @@ impl RawFile {
     }
 
     fn fallocate(&self, flags: FallocateFlags, offset: u64, len_bytes: u64) -> io::Result<Fallocated> {
-        match rustix::fs::fallocate(&self.file, flags | FallocateFlags::KEEP_SIZE, offset, len_bytes) {
+        match rustix::fs::fallocate(
+            self.storage.file(),
+            flags | FallocateFlags::KEEP_SIZE,
+            offset,
+            len_bytes,
+        ) {
             Ok(()) => Ok(Fallocated::Done),
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Ok(Fallocated::Unsupported),
             Err(error) => Err(error.into()),
@@ -127,8 +110,8 @@ impl RawFile {
         let zeros = [0; ZEROS_BYTES];
         while len_bytes > 0 {
             let some = usize::try_from(len_bytes).map_or(ZEROS_BYTES, |len| len.min(ZEROS_BYTES));
-            self.file
-                .write_all_at(zeros.get(..some).unwrap_or(&zeros), offset)?;
+            self.storage
+                .write_at(zeros.get(..some).unwrap_or(&zeros), offset)?;
             offset += some as u64;
             len_bytes -= some as u64;
         }
@@ -153,27 +136,39 @@ impl BlockBackend for RawFile {
     }
 
     fn read_at(&self, buffers: GuestBuffers<'_, '_>, offset: u64) -> io::Result<()> {
+        if self.direct {
+            return bounce::read(buffers, offset, |piece, offset| {
+                self.storage.read_at(piece, offset)
+            });
+        }
+        let file = self.storage.file();
         self.transfer(buffers, offset, |vectors, position| {
             let count = vectors.len().try_into().unwrap_or(libc::c_int::MAX);
             // SAFETY:
             // - `vectors` are `count` live entries, each a slice of guest memory whose guard `transfer` holds.
             // - guest memory is volatile bytes to everyone, so the kernel may write it at any time.
-            unsafe { libc::preadv64(self.file.as_raw_fd(), vectors.as_ptr(), count, position) }
+            unsafe { libc::preadv64(file.as_raw_fd(), vectors.as_ptr(), count, position) }
         })
     }
 
     fn write_at(&self, buffers: GuestBuffers<'_, '_>, offset: u64) -> io::Result<()> {
+        if self.direct {
+            return bounce::write(buffers, offset, |piece, offset| {
+                self.storage.write_at(piece, offset)
+            });
+        }
+        let file = self.storage.file();
         self.transfer(buffers, offset, |vectors, position| {
             let count = vectors.len().try_into().unwrap_or(libc::c_int::MAX);
             // SAFETY:
             // - `vectors` are `count` live entries, each a slice of guest memory whose guard `transfer` holds.
             // - the kernel only reads them.
-            unsafe { libc::pwritev64(self.file.as_raw_fd(), vectors.as_ptr(), count, position) }
+            unsafe { libc::pwritev64(file.as_raw_fd(), vectors.as_ptr(), count, position) }
         })
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.storage.sync()
     }
 
     fn discard(&self, offset: u64, len_bytes: u64) -> io::Result<()> {
@@ -208,34 +203,6 @@ fn advance(mut vectors: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iov
         vectors = vectors.split_first_mut().map_or(&mut [], |(_, others)| others);
     }
     vectors
-}
-
-/// Narrows a constant of `fcntl` to the type of the structure's field.
-#[expect(clippy::cast_possible_truncation, reason = "the constants are 0, 1 and 2")]
-const fn short(constant: libc::c_int) -> libc::c_short {
-    constant as libc::c_short
-}
-
-/// Locks the whole file for reading or writing, without waiting.
-fn lock(file: &File, read_only: bool) -> io::Result<()> {
-    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    // Start and length zero mean the whole file, however it grows; an OFD lock wants the process id to be zero.
-    let region = libc::flock64 {
-        l_type: short(kind),
-        l_whence: short(libc::SEEK_SET),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY:
-    // - `region` is the structure that this command reads, and outlives the call.
-    // - the descriptor is open.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const region) };
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

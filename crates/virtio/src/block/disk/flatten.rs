@@ -1,11 +1,14 @@
 //! Copying what backing files hold into the top of a disk, while the guest works.
 
 use std::num::NonZeroU64;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use qcow2::Usage;
 
 use super::Disk;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// How a disk is flattened.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +26,8 @@ pub struct FlattenProgress {
     pub done_bytes: u64,
     /// Bytes of the disk.
     pub total_bytes: u64,
+    /// Bytes copied until now.
+    pub copied_bytes: u64,
 }
 
 impl Disk {
@@ -32,9 +37,30 @@ impl Disk {
     /// The disk is not a writable qcow2 image, it is being flattened already, an overlay was put on top meanwhile,
     /// it was cancelled, or the medium failed; the disk is as before, with more of it in its top image.
     pub fn flatten(&self, options: &FlattenOptions, progress: &mut dyn FnMut(FlattenProgress)) -> Result<()> {
-        let _ = (options, progress);
-        Err(Error::Host {
-            problem: format!("disk {}: it cannot be flattened yet", self.id()),
-        })
+        let Ok(_flattening) = self.inner.flattening.try_lock() else {
+            return Err(self.wrong_kind("it is being flattened already"));
+        };
+        let image = self.writable_image()?;
+        let rate = qcow2::flatten::FlattenOptions {
+            bytes_per_second: options.bytes_per_second,
+        };
+        let mut step = |state: qcow2::flatten::FlattenProgress| {
+            progress(FlattenProgress {
+                done_bytes: state.done_bytes,
+                total_bytes: state.total_bytes,
+                copied_bytes: state.copied_bytes,
+            });
+            match options.cancel.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        match qcow2::flatten::flatten(&image, &rate, &mut step) {
+            Ok(_) => Ok(()),
+            Err(qcow2::Error::Usage(Usage::ReadOnly)) => {
+                Err(self.wrong_kind("an overlay was put on it while it was flattened"))
+            }
+            Err(error) => Err(self.failed(error)),
+        }
     }
 }

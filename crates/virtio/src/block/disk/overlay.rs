@@ -1,10 +1,18 @@
 //! Putting an overlay on top of a disk, so that what is below stays as it is.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 
-use super::{Disk, LayerInfo};
+use qcow2::switch::{FrozenLayer, LiveDisk, LiveName, OverlayPlan, OverlaySwitch};
+use qcow2::{FrozenBacking, FrozenOwner, RawImage};
+
+use super::layers::{can_be_named, format_of, layers_from};
+use super::open::{image_options, is_device, overlay_of};
+use super::{Disk, LayerInfo, Store, Top};
+use crate::block::BlockBackend;
 use crate::config::DiskFormat;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The snapshot that a frozen image belongs to; kept in the overlay's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +24,11 @@ pub struct FrozenFor {
 }
 
 /// An overlay that is ready to become the top of a disk; dropping it removes its file.
-#[derive(Debug)]
 pub struct PreparedOverlay {
     disk: Disk,
+    /// What the overlay was made for.
+    below: Arc<dyn BlockBackend>,
+    overlay: OverlaySwitch,
     frozen: PathBuf,
 }
 
@@ -31,6 +41,7 @@ pub struct FrozenDisk {
     pub format: DiskFormat,
     /// The frozen image and its backing files, from the top down.
     pub layers: Vec<LayerInfo>,
+    layer: FrozenLayer,
 }
 
 impl Disk {
@@ -41,14 +52,73 @@ impl Disk {
     /// name `frozen`, and the overlay has none. `frozen` is on the disk's file system.
     ///
     /// # Errors
-    /// The disk is read-only, a request waits for room on the medium, the name `frozen` is taken, the chain of
-    /// backing files is too deep, or the overlay cannot be made.
+    /// The disk is read-only or a device, a request waits for room on the medium, the name `frozen` is taken, the
+    /// chain of backing files is too deep, or the overlay cannot be made.
     pub fn prepare_overlay(&self, frozen: &Path, owner: &FrozenFor) -> Result<PreparedOverlay> {
-        let _ = owner;
+        let _changing = self.changing();
+        if self.is_read_only() {
+            return Err(self.wrong_kind("it is read-only, so that it needs no overlay"));
+        }
+        if self.waits_for_room() {
+            return Err(self.full());
+        }
+        let (below, store) = {
+            let top = self.top();
+            (Arc::clone(&top.backend), top.store.clone())
+        };
+        let owners = vec![FrozenOwner {
+            snapshot: owner.snapshot.clone(),
+            file_id: owner.file_id,
+        }];
+        let (live, name) = self.live(store)?;
+        // A raw disk keeps its name.
+        let frozen = match (&live, &name, self.path()) {
+            (LiveDisk::Raw(_), LiveName::Beside(_), Some(path)) => path,
+            _ => frozen.to_owned(),
+        };
+        let plan = OverlayPlan {
+            live: name,
+            frozen: frozen.clone(),
+            owners: Some(FrozenBacking { owners }),
+            options: image_options(self.config()),
+        };
+        let overlay = OverlaySwitch::prepare(live, plan).map_err(|error| self.failed(error))?;
         Ok(PreparedOverlay {
             disk: self.clone(),
-            frozen: frozen.to_owned(),
+            below,
+            overlay,
+            frozen,
         })
+    }
+
+    /// Returns what an overlay is put on, and the name that the overlay gets.
+    fn live(&self, store: Store) -> Result<(LiveDisk, LiveName)> {
+        match store {
+            Store::Raw { file, path, nameless } => {
+                if is_device(file.storage().file()) {
+                    return Err(
+                        self.wrong_kind("it is a device, beside which there is no place for an overlay")
+                    );
+                }
+                let named = (!nameless).then(|| path.clone());
+                let raw = RawImage::from_file(Arc::clone(file.storage()), named);
+                let raw = Arc::new(raw.map_err(|error| self.failed(error))?);
+                let name = match nameless {
+                    true => LiveName::Nameless,
+                    false => LiveName::Beside(overlay_of(&path)),
+                };
+                Ok((LiveDisk::Raw(raw), name))
+            }
+            Store::Image(image) if !can_be_named(&*image) => {
+                Err(self
+                    .wrong_kind("it stands on an internal snapshot, so that it has to be flattened first"))
+            }
+            Store::Image(image) => {
+                let name = image.path().map_or(LiveName::Nameless, LiveName::InPlace);
+                Ok((LiveDisk::Qcow2(image), name))
+            }
+            Store::Other => Err(self.wrong_kind("its bytes are in no file")),
+        }
     }
 }
 
@@ -63,11 +133,22 @@ impl PreparedOverlay {
     /// guest's first flush do that.
     ///
     /// # Errors
-    /// A request waits for room on the medium, requests under way do not complete, or the files cannot be renamed;
-    /// the disk is as it was.
+    /// A request waits for room on the medium, requests under way do not complete, the disk consists of other files
+    /// by now, or the files cannot be renamed; the disk is as it was.
     pub fn switch(self) -> Result<FrozenDisk> {
-        Err(Error::Host {
-            problem: format!("disk {}: overlays are not made yet", self.disk.id()),
+        let disk = self.disk;
+        let _changing = disk.changing();
+        let _hold = disk.hold()?;
+        if !Arc::ptr_eq(&disk.backend(), &self.below) {
+            return Err(disk.wrong_kind("another overlay was put on it"));
+        }
+        let switched = self.overlay.switch().map_err(|error| disk.failed(error))?;
+        *disk.inner.top.write().unwrap_or_else(PoisonError::into_inner) = Top::image(switched.image);
+        Ok(FrozenDisk {
+            path: self.frozen,
+            format: format_of(switched.frozen.format()),
+            layers: layers_from(&**switched.frozen.layer()),
+            layer: switched.frozen,
         })
     }
 }
@@ -78,6 +159,17 @@ impl FrozenDisk {
     /// # Errors
     /// The medium failed.
     pub fn settle(&self) -> Result<()> {
-        Ok(())
+        self.layer
+            .settle()
+            .map_err(|error| super::open_error(&self.path, error))
+    }
+}
+
+impl fmt::Debug for PreparedOverlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PreparedOverlay")
+            .field("disk", &self.disk)
+            .field("overlay", &self.overlay)
+            .finish_non_exhaustive()
     }
 }

@@ -7,7 +7,7 @@ use super::*;
 fn image(len: u64) -> (tempfile::NamedTempFile, RawFile) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(len).unwrap();
-    let raw = RawFile::open(file.path(), false).unwrap();
+    let raw = RawFile::open(file.path(), Access::ReadWrite, Cache::Writeback).unwrap();
     (file, raw)
 }
 
