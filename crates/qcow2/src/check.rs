@@ -24,8 +24,9 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 
 pub use finding::{Finding, FindingKind, Structure};
+pub(crate) use on_disk::OnDisk;
 pub(crate) use references::References;
-pub(crate) use scan::Scan;
+pub(crate) use scan::{Parts, Scan};
 
 use crate::{Error, Metadata, Result};
 

@@ -9,8 +9,8 @@ use std::path::Path;
 use qcow2::Metadata;
 use qcow2::check::{CheckReport, FindingKind, check};
 use second_opinion::{
-    OPTIONS, add_snapshots, can_have_snapshots, filled, open, patch, patch_u64, present, qemu_check, qemu_img,
-    read_u64, text, used_entry,
+    OPTIONS, add_snapshots, can_have_snapshots, filled, open, patch, patch_u64, present, qemu_check,
+    qemu_img, read_u64, text, used_entry,
 };
 
 /// Where the offset of the active L1 table is in the header.
@@ -93,8 +93,11 @@ fn bitmaps_are_counted_while_they_are_valid() {
     assert!(agree("invalid bitmaps", &path).leaks > 0);
 }
 
-/// Damages of an image with the name of each; all of them keep the header readable.
-fn damages() -> Vec<(&'static str, fn(&Path))> {
+/// What is done to an image, and its name. The header stays readable.
+type Damage = (&'static str, fn(&Path));
+
+/// Entries that are wrong in themselves.
+fn wrong_entries() -> Vec<Damage> {
     vec![
         ("a refcount is too high", |path| {
             let block = first_block(path);
@@ -122,6 +125,12 @@ fn damages() -> Vec<(&'static str, fn(&Path))> {
         ("an L1 entry has reserved bits", |path| {
             patch_u64(path, first_l1_entry(path), |entry| entry | 2);
         }),
+    ]
+}
+
+/// Entries that lead where something else is, and compressed clusters.
+fn wrong_targets() -> Vec<Damage> {
+    vec![
         ("two guest clusters share a host cluster", |path| {
             let entry = read_u64(path, first_l2_entry(path, 0));
             patch_u64(path, first_l2_entry(path, 3), |_| entry);
@@ -154,6 +163,12 @@ fn damages() -> Vec<(&'static str, fn(&Path))> {
             let entry = compressed_entry(path);
             patch_u64(path, entry, |entry| entry | 0xff << 54);
         }),
+    ]
+}
+
+/// Damaged refcount structures, lost tables, and files of another length.
+fn wrong_structures() -> Vec<Damage> {
+    vec![
         ("a refcount block is beyond the end", |path| {
             let table = read_u64(path, REFCOUNT_TABLE_OFFSET);
             patch_u64(path, table + 8, |_| 1 << 40);
@@ -232,13 +247,18 @@ fn damaged_images_get_qemus_verdict_and_figures() {
         return;
     }
     let directory = tempfile::tempdir().expect("tempdir");
-    for options in ["cluster_size=4096", "cluster_size=65536", "compat=0.10,cluster_size=4096"] {
+    for options in [
+        "cluster_size=4096",
+        "cluster_size=65536",
+        "compat=0.10,cluster_size=4096",
+    ] {
         for snapshots in [false, true] {
             let whole = filled(directory.path(), "whole.qcow2", options);
             if snapshots {
                 add_snapshots(&whole);
             }
-            for (what, damage) in damages() {
+            let damages = [wrong_entries(), wrong_targets(), wrong_structures()];
+            for (what, damage) in damages.into_iter().flatten() {
                 let path = directory.path().join("damaged.qcow2");
                 std::fs::copy(&whole, &path).expect("copy");
                 damage(&path);
@@ -255,7 +275,16 @@ fn tables_beyond_the_disk_are_counted_too() {
     }
     let directory = tempfile::tempdir().expect("tempdir");
     let path = directory.path().join("state.qcow2");
-    qemu_img(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=512", text(&path), "4M"]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "cluster_size=512",
+        text(&path),
+        "4M",
+    ]);
     second_opinion::qemu_io(&path, &["write -P 1 0 64k", "write -P 2 3M 64k"]);
     qemu_img(&["snapshot", "-c", "state", text(&path)]);
     // What lies beyond the disk now is where the state of a machine is kept.

@@ -11,18 +11,29 @@ use crate::{ClusterSize, HostCluster, Metadata, Result, Storage, snapshot_table}
 /// Overlaps that are kept to be judged; an image with more is damaged beyond telling.
 const MAX_OVERLAPS: usize = 1000;
 
-/// A check under way, and what repair needs of it.
+/// What repair needs of a check.
 #[derive(Debug)]
-pub(crate) struct Scan<'a> {
-    pub(super) metadata: &'a Metadata,
-    pub(super) cluster: ClusterSize,
+pub(crate) struct Parts {
     pub(crate) references: References,
     pub(crate) on_disk: OnDisk,
-    pub(crate) report: CheckReport,
     /// Something leads nowhere: what it led to is not known, and clusters may be in use that look leaked.
     pub(crate) tree_damaged: bool,
     /// The refcount structures cannot be repaired in place.
     pub(crate) rebuild: bool,
+}
+
+/// A check under way.
+#[derive(Debug)]
+pub(crate) struct Scan<'a> {
+    pub(super) metadata: &'a Metadata,
+    pub(super) cluster: ClusterSize,
+    pub(super) references: References,
+    pub(super) on_disk: OnDisk,
+    pub(crate) report: CheckReport,
+    /// See [`Parts::tree_damaged`].
+    pub(super) tree_damaged: bool,
+    /// See [`Parts::rebuild`].
+    pub(super) rebuild: bool,
     /// Clusters of metadata that something else uses.
     overlaps: BTreeMap<u64, Structure>,
 }
@@ -56,6 +67,16 @@ impl<'a> Scan<'a> {
         let tables = tables.len() as u64 + 1;
         tell(progress, tables, tables)?;
         Ok(scan)
+    }
+
+    /// Keeps what repair needs.
+    pub(crate) fn into_parts(self) -> Parts {
+        Parts {
+            references: self.references,
+            on_disk: self.on_disk,
+            tree_damaged: self.tree_damaged,
+            rebuild: self.rebuild,
+        }
     }
 
     /// The storage of the image.

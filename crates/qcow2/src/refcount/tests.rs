@@ -22,7 +22,7 @@ fn counts_of_every_width_come_back() {
     for order in 0..=6 {
         let width = Width::from_order(order).expect("width");
         let mut block = vec![0; 512];
-        let counts = usize::try_from(512 * 8 >> order).expect("counts");
+        let counts = usize::try_from((512 * 8) >> order).expect("counts");
         let value = |index: usize| (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & width.max();
         for index in 0..counts {
             width.set(&mut block, index, value(index));

@@ -59,15 +59,18 @@ impl Width {
             count <= self.max(),
             "a count is checked against its width before it is stored"
         );
-        let bytes = count.to_be_bytes();
-        let width = (1_usize << self.order) / 8;
-        if width == 0 {
-            let (byte, shift, mask) = self.bits(index);
-            if let Some(bits) = block.get_mut(byte) {
-                *bits = (*bits & !(mask << shift)) | ((bytes[7] & mask) << shift);
+        let [.., b4, b5, b6, b7] = count.to_be_bytes();
+        match self.order {
+            3 => put(block, index, [b7]),
+            4 => put(block, index, [b6, b7]),
+            5 => put(block, index, [b4, b5, b6, b7]),
+            6 => put(block, index, count.to_be_bytes()),
+            _ => {
+                let (byte, shift, mask) = self.bits(index);
+                if let Some(bits) = block.get_mut(byte) {
+                    *bits = (*bits & !(mask << shift)) | ((b7 & mask) << shift);
+                }
             }
-        } else if let Some(field) = block.get_mut(index * width..(index + 1) * width) {
-            field.copy_from_slice(&bytes[8 - width..]);
         }
     }
 
@@ -97,4 +100,11 @@ impl Width {
 /// The `index`th group of `N` bytes.
 fn word<const N: usize>(block: &[u8], index: usize) -> Option<[u8; N]> {
     block.get(index * N..)?.first_chunk().copied()
+}
+
+/// Replaces the `index`th group of `N` bytes.
+fn put<const N: usize>(block: &mut [u8], index: usize, bytes: [u8; N]) {
+    if let Some(field) = block.get_mut(index * N..).and_then(|rest| rest.first_chunk_mut()) {
+        *field = bytes;
+    }
 }
