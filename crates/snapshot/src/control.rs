@@ -64,10 +64,10 @@ pub struct SaveProgress {
     pub file_bytes: u64,
     /// All of guest memory, in bytes; 0 until known.
     pub memory_bytes: u64,
-    /// All of the disks that are copied, in bytes; 0 until known.
+    /// All that is read of disks, to copy them or for their fingerprints, in bytes; grows until all is known.
     #[serde(default)]
     pub disk_bytes_total: u64,
-    /// What of them has been copied.
+    /// What of that has been read.
     #[serde(default)]
     pub disk_bytes: u64,
 }
@@ -167,8 +167,9 @@ impl SaveControl {
         self.shared.chunks_total.store(chunks, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_disk_total(&self, bytes: u64) {
-        self.shared.disk_bytes_total.store(bytes, Ordering::Relaxed);
+    /// So many bytes of disks more will be read.
+    pub(crate) fn expect_disk_bytes(&self, bytes: u64) {
+        self.shared.disk_bytes_total.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn add_disk_bytes(&self, bytes: u64) {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::disk::DiskError;
+use crate::disk::{DiskError, LeftOverlay};
 
 /// The crate's result.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
@@ -50,7 +50,7 @@ pub enum Error {
     /// Guest memory cannot be captured or filled.
     #[error("guest memory")]
     Memory(#[from] memsnap::Error),
-    /// A disk cannot be copied, or not be brought back.
+    /// A disk cannot be kept, or not be brought back.
     #[error("disk {id}")]
     Disk {
         /// The disk.
@@ -58,6 +58,15 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         source: DiskError,
+    },
+    /// A save ended without a snapshot behind the instant at which its disks were switched to overlays.
+    #[error("no snapshot, but {}", left_text(left))]
+    LeftOverlays {
+        /// The disks and what they go on over.
+        left: Vec<LeftOverlay>,
+        /// Why there is no snapshot.
+        #[source]
+        source: Box<Error>,
     },
     /// Something was said about a device that the machine in the file does not have.
     #[error("the machine has no {device}")]
@@ -123,12 +132,21 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Cancelled => ErrorKind::Cancelled,
+            Self::LeftOverlays { source, .. } => source.kind(),
             Self::Memory(memsnap::Error::Pressure { .. } | memsnap::Error::Stall { .. }) => {
                 ErrorKind::Abandoned
             }
             _ => ErrorKind::Failed,
         }
     }
+}
+
+/// Names the overlays that a failed save left.
+fn left_text(left: &[LeftOverlay]) -> String {
+    let texts = left.iter().map(|LeftOverlay { disk, frozen }| {
+        format!("disk {disk} goes on in an overlay over {}", frozen.display())
+    });
+    texts.collect::<Vec<_>>().join(", ")
 }
 
 /// How a caller decides what to do about an [`Error`].

@@ -34,16 +34,21 @@ mod subject;
 
 pub use check::{CheckReport, check};
 pub use control::{Phase, SaveControl, SaveProgress};
-pub use disk::{DiskEntry, DiskError, DiskSource, DiskTable, Fingerprint};
+pub use disk::{
+    DEPTH_TO_FLATTEN, DiskEntry, DiskError, DiskFault, DiskLayer, DiskSource, DiskTable, DisksMode,
+    DisksRestore, Fingerprint, FrozenImage, InternalEntry, KnownFingerprints, LayerKind, LeftOverlay,
+    Overlay,
+};
 pub use error::{Error, ErrorKind};
-pub use machine_record::{DeviceOverrides, MachineRecord};
+pub use machine_record::{DeviceOverrides, LayerRecord, MachineRecord};
 pub use plain::{PlainMemory, WriterSteps};
 pub use report::{
-    CaptureFigures, DiskFigures, RestoreReport, SaveMode, SaveReport, StallFigures, Statistics, StoredChunks,
+    CaptureFigures, DiskFigures, RestoreReport, SaveMode, SaveReport, SavedDisk, StallFigures, Statistics,
+    StoredChunks,
 };
-pub use restore::{RestoreOptions, restore, restore_with_progress};
+pub use restore::{RestoreOptions, restore, restore_disks, restore_with_progress};
 pub use run_switch::RunSwitch;
-pub use save::{DisksMode, SaveOptions, save};
+pub use save::{SaveOptions, save};
 pub use sections::{Provenance, read_disks, read_machine, read_provenance, read_state, read_statistics};
 pub use subject::Subject;
 

@@ -19,9 +19,21 @@ pub struct MachineRecord {
     pub cpu: CpuModel,
     /// Its virtio devices and what they were connected to.
     pub devices: DevicesConfig,
-    /// File names of the copied disks, relative to the snapshot, by disk.
-    #[serde(default)]
-    pub disk_copies: BTreeMap<String, String>,
+    /// The files of the disks' layers, the top one first, by disk.
+    pub disk_layers: BTreeMap<String, Vec<LayerRecord>>,
+}
+
+/// Where a layer of a disk was, and what tells whether it is still the same (sections 7.2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Relative to the directory of the snapshot if the file is in it or below, otherwise absolute.
+    pub path: PathBuf,
+    /// `raw` or `qcow2`.
+    pub format: String,
+    /// Length of the file.
+    pub length_bytes: u64,
+    /// Time of its last change, in nanoseconds since the Unix epoch.
+    pub mtime_ns: u64,
 }
 
 impl MachineRecord {
@@ -31,7 +43,7 @@ impl MachineRecord {
         Self {
             cpu: CpuModel::Host,
             devices: DevicesConfig::none(),
-            disk_copies: BTreeMap::new(),
+            disk_layers: BTreeMap::new(),
         }
     }
 }
@@ -39,7 +51,7 @@ impl MachineRecord {
 /// What a restored machine is connected to instead of what its snapshot says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceOverrides {
-    /// Files of disks by id: where a copied disk gets its working copy, or the disk itself if it was not copied.
+    /// Files of disks by id: where a disk gets its overlay or working copy, or the disk itself if it was only recorded.
     pub disks: BTreeMap<String, PathBuf>,
     /// Tap devices of network interfaces by id.
     pub nets: BTreeMap<String, String>,

@@ -4,6 +4,7 @@
 //! [`Statistics`] are what is known before the file is complete and are stored in it; the [`SaveReport`] adds what
 //! only the finished file can tell.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use memsnap::{CaptureReport, StallReport};
 use snapfile::{ChunkCounts, Summary};
 
 use crate::control::micros;
-use crate::disk::CopiedDisk;
+use crate::disk::{DisksMode, KeptDisk, PointFigures};
 
 /// Whether the guest runs while its memory is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,23 @@ pub struct SaveReport {
     pub total_us: u64,
     /// What is also stored in the file.
     pub statistics: Statistics,
+    /// What was done with each disk, in the order of the guest.
+    pub disks: Vec<SavedDisk>,
+}
+
+/// What a snapshot did with a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedDisk {
+    /// Name of the disk.
+    pub id: String,
+    /// How its content is kept.
+    pub mode: DisksMode,
+    /// The frozen image, the image with the internal snapshot, or the copy; nothing if it was only recorded.
+    pub file: Option<PathBuf>,
+    /// Id of the internal snapshot, if there is one.
+    pub internal: Option<String>,
+    /// Files that the disk consists of now; a long chain makes reading slow.
+    pub depth: usize,
 }
 
 /// Chunks by the way they are stored.
@@ -87,22 +105,35 @@ pub struct Statistics {
     pub resume_us: u64,
     /// What the memory capture cost.
     pub capture: CaptureFigures,
-    /// What copying the disks cost.
+    /// What the disks cost.
     #[serde(default)]
     pub disks: DiskFigures,
 }
 
-/// What copying the disks cost.
+/// What the disks cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DiskFigures {
-    /// Disks that were copied.
+    /// Disks whose content is kept, in any mode but `none`.
     pub count: u64,
-    /// Their length, holes included.
-    pub bytes: u64,
-    /// Longest time that a disk took no requests, from the capture point.
+    /// Creating overlays and files for copies, before the capture point.
+    pub prepare_us: u64,
+    /// Of the downtime: switching all disks to their overlays.
+    pub switch_us: u64,
+    /// Of the downtime: creating all internal snapshots.
+    pub internal_us: u64,
+    /// From the capture point until the last frozen image was durable.
+    pub settle_us: u64,
+    /// Length of the layers that were read for their fingerprints.
+    pub fingerprint_bytes: u64,
+    /// From the capture point until all layers had a fingerprint.
+    pub fingerprint_us: u64,
+    /// Longest time, from the capture point, that a disk took no requests while it was copied.
     pub hold_us: u64,
     /// From the capture point until every copy was durable and had its fingerprint.
     pub copy_us: u64,
+    /// Length of the disks that were copied, holes included.
+    pub bytes: u64,
 }
 
 /// What a memory capture cost.
@@ -186,7 +217,13 @@ pub struct RestoreReport {
 }
 
 impl SaveReport {
-    pub(crate) fn new(statistics: Statistics, summary: &Summary, commit: Duration, total: Duration) -> Self {
+    pub(crate) fn new(
+        statistics: Statistics,
+        disks: Vec<SavedDisk>,
+        summary: &Summary,
+        commit: Duration,
+        total: Duration,
+    ) -> Self {
         Self {
             root_digest: summary.root_digest.to_string(),
             file_bytes: summary.file_len,
@@ -195,19 +232,40 @@ impl SaveReport {
             commit_us: micros(commit),
             total_us: micros(total),
             statistics,
+            disks,
+        }
+    }
+}
+
+impl SavedDisk {
+    pub(crate) fn of(disk: &KeptDisk) -> Self {
+        Self {
+            id: disk.entry.id.clone(),
+            mode: disk.entry.mode,
+            file: disk.file.clone(),
+            internal: disk.entry.internal.as_ref().map(|internal| internal.id.clone()),
+            depth: disk.depth,
         }
     }
 }
 
 impl DiskFigures {
-    pub(crate) fn of(disks: &[CopiedDisk]) -> Self {
-        let mut figures = Self::default();
+    pub(crate) fn of(disks: &[KeptDisk], point: &PointFigures) -> Self {
+        let mut figures = Self {
+            prepare_us: micros(point.prepare),
+            switch_us: micros(point.switch),
+            internal_us: micros(point.internal),
+            ..Self::default()
+        };
         for disk in disks {
-            let Some(copy) = &disk.copy else { continue };
-            figures.count += 1;
-            figures.bytes += disk.virtual_size_bytes;
-            figures.hold_us = figures.hold_us.max(micros(copy.hold));
-            figures.copy_us = figures.copy_us.max(micros(copy.took));
+            let times = &disk.times;
+            figures.count += u64::from(disk.entry.mode != DisksMode::None);
+            figures.settle_us = figures.settle_us.max(micros(times.settle));
+            figures.fingerprint_bytes += times.fingerprint_bytes;
+            figures.fingerprint_us = figures.fingerprint_us.max(micros(times.fingerprint));
+            figures.hold_us = figures.hold_us.max(micros(times.hold));
+            figures.copy_us = figures.copy_us.max(micros(times.copy));
+            figures.bytes += times.copied_bytes;
         }
         figures
     }

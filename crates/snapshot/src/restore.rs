@@ -3,19 +3,20 @@
 //! Nothing of the guest runs before everything is in place. A host that lacks a processor feature which the guest
 //! has seen is refused before memory is filled or a vCPU exists.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use memsnap::RestoreProgress;
 use snapfile::Snapshot;
 use vm_memory::GuestMemoryMmap;
 
-use vmm::{Backing, Machine, MachineConfig, SerialOutput, VmState, create_guest_memory_for};
+use vmm::{Backing, Disk, FrozenFor, Machine, MachineConfig, SerialOutput, VmState, create_guest_memory_for};
 
 use crate::control::micros;
-use crate::disk::{DiskTable, Places, format_name, prepare};
+use crate::disk::{DiskTable, DisksRestore, KnownFingerprints, Places, open_disks};
 use crate::error::{Error, Result};
-use crate::machine_record::{DeviceOverrides, MachineRecord};
+use crate::machine_record::{DeviceOverrides, LayerRecord, MachineRecord};
 use crate::report::RestoreReport;
 use crate::sections::{problem, read_disks, read_machine, read_provenance, read_state};
 
@@ -36,6 +37,12 @@ pub struct RestoreOptions {
     pub advance_clock: bool,
     /// What the machine is connected to instead of what the file says.
     pub devices: DeviceOverrides,
+    /// How disks are brought back.
+    pub disks: DisksRestore,
+    /// Compare the fingerprints of disks even where length and time of a file are those of the snapshot.
+    pub check_disks: bool,
+    /// Takes note of the fingerprints of the disks' layers, for snapshots of the restored machine.
+    pub fingerprints: KnownFingerprints,
     /// Restore although the host's processor lacks features that the guest has seen.
     pub ignore_cpu_features: bool,
 }
@@ -83,12 +90,8 @@ pub fn restore_with_progress(
     let opened = began.elapsed();
 
     let placing = Instant::now();
-    let places = Places {
-        snapshot: path,
-        copies: &record.disk_copies,
-        given: &options.devices.disks,
-    };
-    let working = prepare(&table.disks, &mut config.devices.disks, &places)?;
+    let places = places(path, &snapshot, &record.disk_layers, options)?;
+    let mut disks = open_disks(&table.disks, &mut config.devices.disks, &places)?;
     let placed = placing.elapsed();
 
     let filling = Instant::now();
@@ -100,8 +103,9 @@ pub fn restore_with_progress(
         ignore_cpu_features: options.ignore_cpu_features,
         advance_clock: options.advance_clock,
     };
+    config.opened_disks = disks.finish()?;
     let machine = Machine::restore(&config, memory, &state, &vmm_options)?;
-    working.opened();
+    disks.keep();
     if !options.paused {
         machine.resume()?;
     }
@@ -116,6 +120,42 @@ pub fn restore_with_progress(
         total_us: micros(began.elapsed()),
     };
     Ok((machine, report))
+}
+
+/// Brings back the disks of a snapshot without its machine, in the order of the guest.
+///
+/// # Errors
+/// The file cannot be read, or a disk is not as the snapshot has it.
+pub fn restore_disks(path: impl AsRef<Path>, options: &RestoreOptions) -> Result<Vec<Disk>> {
+    let path = path.as_ref();
+    let snapshot = open(path)?;
+    let (table, mut record) = read_description(&snapshot)?;
+    let places = places(path, &snapshot, &record.disk_layers, options)?;
+    let mut ready = open_disks(&table.disks, &mut record.devices.disks, &places)?;
+    let disks = ready.finish()?;
+    ready.keep();
+    Ok(disks)
+}
+
+/// Where the disks of a snapshot are, and how they are wanted.
+fn places<'a>(
+    path: &Path,
+    snapshot: &Snapshot,
+    layers: &'a BTreeMap<String, Vec<LayerRecord>>,
+    options: &'a RestoreOptions,
+) -> Result<Places<'a>> {
+    let owner = FrozenFor {
+        snapshot: absolute(path)?,
+        file_id: snapshot.header().file_id.0,
+    };
+    Ok(Places {
+        owner,
+        layers,
+        given: &options.devices.disks,
+        how: options.disks,
+        check: options.check_disks,
+        known: &options.fingerprints,
+    })
 }
 
 /// Maps guest memory and fills it from the file.
@@ -149,12 +189,12 @@ fn read_description(snapshot: &Snapshot) -> Result<(DiskTable, MachineRecord)> {
     let stored = table
         .disks
         .iter()
-        .map(|entry| (entry.id.as_str(), entry.format.as_str(), entry.readonly));
+        .map(|entry| (entry.id.as_str(), entry.readonly));
     let expected = record
         .devices
         .disks
         .iter()
-        .map(|disk| (disk.id.as_str(), format_name(disk.format), disk.readonly));
+        .map(|disk| (disk.id.as_str(), disk.readonly));
     if stored.eq(expected) {
         Ok((table, record))
     } else {
@@ -184,6 +224,13 @@ fn check_memory_map(snapshot: &Snapshot, state: &VmState) -> Result<()> {
     Err(Error::Section {
         name: "vm".to_owned(),
         problem,
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|source| Error::Path {
+        path: path.to_owned(),
+        source,
     })
 }
 

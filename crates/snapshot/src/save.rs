@@ -5,11 +5,11 @@
 //! guest memory. What keeps the pause short is everything that is *not* between the two: the file is created before
 //! memory is armed, memory is armed while the guest runs, and encoding, index, fsync and rename come after the
 //! resume, on the caller's thread, under no lock that a vCPU needs. Devices complete their requests before the vCPUs
-//! are parked; disks are held from the capture point on, and copied beside memory while the vCPUs run.
+//! are parked. Disks are switched to overlays as the last thing inside the pause, and made durable beside memory.
 //!
 //! Every way out of an error passes through the destructors: the hold lets the guest run on if its user wants that,
-//! the capture lifts its protection, discards take their usual way, output and disk copies remove their temporary
-//! files.
+//! the capture lifts its protection, discards take their usual way, output, overlays and disk copies remove their
+//! temporary files. What is not undone is a switch to an overlay, and the error says so.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,25 +20,18 @@ use snapfile::{Writer, WriterOptions};
 
 use crate::control::{Phase, SaveControl, micros};
 use crate::discards::Diversion;
-use crate::disk::{CopiedDisk, DiskCopies, DiskTable, copy_beside, publish};
+use crate::disk::{
+    DiskPlan, DiskTable, DiskWishes, DisksAtPoint, DisksMode, KeptDisk, KnownFingerprints, PointFigures,
+    SnapshotIdentity, keep_beside, publish,
+};
 use crate::error::{Error, Result};
 use crate::machine_record::MachineRecord;
 use crate::output::Output;
 use crate::parent::open_parent;
-use crate::report::{CaptureFigures, DiskFigures, SaveMode, SaveReport, Statistics};
+use crate::report::{CaptureFigures, DiskFigures, SaveMode, SaveReport, SavedDisk, Statistics};
 use crate::run_switch::Hold;
 use crate::sections::{Provenance, machine_section, provenance_section, state_sections, statistics_section};
 use crate::subject::Subject;
-
-/// What happens to the disks that the guest can write.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum DisksMode {
-    /// Each is copied, as of the capture point, to a file beside the snapshot.
-    #[default]
-    Copy,
-    /// They are only recorded: whoever restores must bring them as they were.
-    None,
-}
 
 /// How a snapshot is taken and written.
 #[derive(Debug, Clone, Default)]
@@ -49,8 +42,12 @@ pub struct SaveOptions {
     pub capture: CaptureOptions,
     /// How the file is written; a parent in it takes precedence over `parent`.
     pub writer: WriterOptions,
-    /// What happens to the disks.
+    /// How the disks that the guest can write are kept.
     pub disks: DisksMode,
+    /// Names of frozen images by disk, for disks that are kept by an overlay; others get one that goes with `path`.
+    pub frozen: BTreeMap<String, PathBuf>,
+    /// Fingerprints of layers that were read before; what is read is added.
+    pub fingerprints: KnownFingerprints,
     /// Snapshot file whose equal chunks are not stored again.
     pub parent: Option<PathBuf>,
     /// Name of the machine, kept in the file.
@@ -65,7 +62,8 @@ pub struct SaveOptions {
 /// nothing is seen under its name; an existing file is replaced at that moment.
 ///
 /// # Errors
-/// Whatever goes wrong, and a cancel as well, leaves the machine as it was and no file behind.
+/// Whatever goes wrong, and a cancel as well, leaves the machine as it was and no file behind, but for overlays that
+/// its disks were switched to already: [`Error::LeftOverlays`] names them.
 /// [`Error::kind`] tells a cancel and a snapshot given up under pressure from failures.
 pub fn save<S: Subject>(
     machine: &S,
@@ -73,7 +71,10 @@ pub fn save<S: Subject>(
     options: &SaveOptions,
     control: &SaveControl,
 ) -> Result<SaveReport> {
-    let result = Save::create(machine, path.as_ref(), options, control).and_then(Save::run);
+    let result = Save::create(machine, path.as_ref(), options, control).and_then(|save| {
+        let left = save.disks.left();
+        left.tell(save.run())
+    });
     control.finish();
     result
 }
@@ -85,7 +86,7 @@ struct Save<'a, S: Subject> {
     options: &'a SaveOptions,
     control: &'a SaveControl,
     writer: Writer<Output>,
-    disks: DiskCopies,
+    disks: DiskPlan,
     began: Instant,
 }
 
@@ -107,7 +108,8 @@ struct Captured<T> {
     freeze: Duration,
     resume: Duration,
     report: CaptureReport,
-    disks: Vec<CopiedDisk>,
+    disks: Vec<KeptDisk>,
+    disks_at_point: PointFigures,
 }
 
 impl<'a, S: Subject> Save<'a, S> {
@@ -123,13 +125,19 @@ impl<'a, S: Subject> Save<'a, S> {
         if let (None, Some(parent)) = (&writer_options.parent, &options.parent) {
             writer_options.parent = Some(open_parent(parent, path)?);
         }
-        let copy = options.disks == DisksMode::Copy;
-        let disks = DiskCopies::prepare(machine.disks(), path, copy)?;
-        control.set_disk_total(disks.total_bytes());
         let map = memory_map(machine.memory())?;
         let output = Output::create(path, control.file_bytes()).map_err(failed)?;
         let writer = Writer::new(output, &map, writer_options).map_err(failed)?;
         control.set_total(map.len_bytes(), writer.layout().chunk_count());
+        let wishes = DiskWishes {
+            snapshot: SnapshotIdentity {
+                path,
+                file_id: writer.header().file_id.0,
+            },
+            mode: options.disks,
+            frozen: &options.frozen,
+        };
+        let disks = DiskPlan::prepare(machine.disks(), &wishes)?;
         Ok(Self {
             machine,
             path,
@@ -162,16 +170,17 @@ impl<'a, S: Subject> Save<'a, S> {
         self.control.enter(Phase::Held)?;
         let hold = self.control.switch().hold(self.machine)?;
         let point = self.reach_point(&hold)?;
-        let disk_holds = disks.hold()?;
         let held_since = hold.since;
         let freezing = Instant::now();
         capture.freeze().map_err(|error| self.memory_error(error))?;
         let freeze = freezing.elapsed();
+        let disks = disks.reach_point()?;
+        let disks_at_point = disks.figures();
         let resuming = Instant::now();
         hold.release()?;
         let (resume, downtime) = (resuming.elapsed(), held_since.elapsed());
         self.control.enter(Phase::Draining)?;
-        let (report, disks) = copy_beside(disks, disk_holds, self.control, || {
+        let (report, disks) = self.keep_beside(disks, || {
             capture
                 .drain(&self.writer)
                 .map_err(|error| self.memory_error(error))
@@ -183,6 +192,7 @@ impl<'a, S: Subject> Save<'a, S> {
             resume,
             report,
             disks,
+            disks_at_point,
         })
     }
 
@@ -192,11 +202,12 @@ impl<'a, S: Subject> Save<'a, S> {
         let disks = std::mem::take(&mut self.disks);
         let hold = self.control.switch().hold(self.machine)?;
         let point = self.reach_point(&hold)?;
-        let disk_holds = disks.hold()?;
         let held_since = hold.since;
+        let disks = disks.reach_point()?;
+        let disks_at_point = disks.figures();
         self.control.enter(Phase::Draining)?;
         let layout = self.writer.layout().clone();
-        let ((report, resume, downtime), disks) = copy_beside(disks, disk_holds, self.control, || {
+        let ((report, resume, downtime), disks) = self.keep_beside(disks, || {
             let memory = self.machine.memory();
             let report = stop_and_copy(memory, layout, self.capture_options(), &self.writer)
                 .map_err(|error| self.memory_error(error))?;
@@ -211,7 +222,18 @@ impl<'a, S: Subject> Save<'a, S> {
             resume,
             report,
             disks,
+            disks_at_point,
         })
+    }
+
+    /// Makes the disks durable while memory is written.
+    fn keep_beside<T>(
+        &self,
+        disks: DisksAtPoint,
+        memory: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Vec<KeptDisk>)> {
+        let known = &self.options.fingerprints;
+        keep_beside(disks, self.path, known, self.control, memory)
     }
 
     /// Reads the state of the machine, which is held.
@@ -248,11 +270,13 @@ impl<'a, S: Subject> Save<'a, S> {
         output.sync().map_err(failed)?;
         // The last moment at which a cancel is heeded: behind it, the files have their names.
         self.control.enter(Phase::Committing)?;
+        let saved = captured.disks.iter().map(SavedDisk::of).collect();
         let published = publish(captured.disks)?;
         output.commit().map_err(failed)?;
         published.keep();
         Ok(SaveReport::new(
             statistics,
+            saved,
             &summary,
             committing.elapsed(),
             self.began.elapsed(),
@@ -260,15 +284,14 @@ impl<'a, S: Subject> Save<'a, S> {
     }
 
     /// The disk table, and the record of the machine.
-    fn describe(&self, disks: &[CopiedDisk]) -> (DiskTable, MachineRecord) {
+    fn describe(&self, disks: &[KeptDisk]) -> (DiskTable, MachineRecord) {
         let table = DiskTable {
-            disks: disks.iter().map(CopiedDisk::entry).collect(),
+            disks: disks.iter().map(|disk| disk.entry.clone()).collect(),
         };
-        let named = disks
-            .iter()
-            .filter_map(|disk| Some((disk.config.id.clone(), disk.copy_name()?)));
+        let layers = disks.iter().filter(|disk| !disk.layers.is_empty());
+        let layers = layers.map(|disk| (disk.entry.id.clone(), disk.layers.clone()));
         let record = MachineRecord {
-            disk_copies: named.collect(),
+            disk_layers: layers.collect(),
             ..self.machine.record()
         };
         (table, record)
@@ -282,6 +305,7 @@ impl<'a, S: Subject> Save<'a, S> {
             resume,
             report,
             disks,
+            disks_at_point,
         } = captured;
         let unless_paused = |time: Duration| if point.was_paused { 0 } else { micros(time) };
         Statistics {
@@ -295,7 +319,7 @@ impl<'a, S: Subject> Save<'a, S> {
             freeze_us: micros(*freeze),
             resume_us: unless_paused(*resume),
             capture: CaptureFigures::from(report),
-            disks: DiskFigures::of(disks),
+            disks: DiskFigures::of(disks, disks_at_point),
         }
     }
 

@@ -28,8 +28,14 @@ const PROVENANCE: &str = "provenance";
 const MACHINE: &str = "machine";
 /// Name of the statistics section.
 const STATISTICS: &str = "statistics";
-/// Version of the schemas that are defined here.
-const VERSION: u32 = 1;
+
+/// The version of the schema of a section that is defined here (sections 1.6).
+fn version(name: &str) -> u32 {
+    match name {
+        DISKS | MACHINE => 2,
+        _ => 1,
+    }
+}
 
 /// Who made a snapshot, when and where.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +107,7 @@ fn cbor_section(kind: SectionKind, name: &str, value: &impl Serialize) -> Result
     Ok(Section {
         kind,
         name: name.to_owned(),
-        version: VERSION,
+        version: version(name),
         encoding: Encoding::Cbor,
         payload,
     })
@@ -171,10 +177,11 @@ fn read_cbor<T: DeserializeOwned>(snapshot: &Snapshot, kind: SectionKind, name: 
     let entry = snapshot
         .section(kind, name)
         .ok_or_else(|| problem(name, "missing"))?;
-    if entry.version != VERSION {
+    let known = version(name);
+    if entry.version != known {
         return Err(problem(
             name,
-            format_args!("schema version {}, this program knows {VERSION}", entry.version),
+            format_args!("schema version {}, this program knows {known}", entry.version),
         ));
     }
     let payload = read(snapshot, entry)?;

@@ -4,6 +4,7 @@
 //! can be tried where there is no KVM.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
@@ -56,7 +57,7 @@ pub trait Subject: Sync + Debug {
     fn save_state(&self) -> Result<Self::State, vmm::Error>;
 
     /// The disks that belong to the memory; their order is that of the guest.
-    fn disks(&self) -> Vec<Box<dyn DiskSource>> {
+    fn disks(&self) -> Vec<Arc<dyn DiskSource>> {
         Vec::new()
     }
 
@@ -108,9 +109,9 @@ impl Subject for Machine {
         Machine::release_devices(self);
     }
 
-    fn disks(&self) -> Vec<Box<dyn DiskSource>> {
+    fn disks(&self) -> Vec<Arc<dyn DiskSource>> {
         let disks = Machine::disks(self).into_iter();
-        disks.map(|disk| Box::new(disk) as Box<dyn DiskSource>).collect()
+        disks.map(|disk| Arc::new(disk) as Arc<dyn DiskSource>).collect()
     }
 
     fn record(&self) -> MachineRecord {

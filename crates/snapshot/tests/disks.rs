@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread;
 
 use snapshot::{
@@ -51,13 +52,14 @@ fn a_disk_is_copied_as_it_was_when_it_was_held() {
 
         let file = snapfile::Snapshot::open(scene.path("out")).unwrap();
         let table = read_disks(&file).unwrap().disks;
-        assert_eq!(table[0].fingerprint.unwrap().0, *blake3::hash(&held).as_bytes());
+        assert_eq!(table[0].layers[0].0, *blake3::hash(&held).as_bytes());
+        assert_eq!((table[0].mode, table[1].mode), (DisksMode::Copy, DisksMode::None));
         assert_eq!(
-            (table[1].id.as_str(), table[1].readonly, table[1].fingerprint),
-            ("cd", true, None)
+            (table[1].id.as_str(), table[1].readonly, table[1].layers.len()),
+            ("cd", true, 1)
         );
         let record = read_machine(&file).unwrap();
-        assert_eq!(record.disk_copies["data"], "out.data.raw");
+        assert_eq!(record.disk_layers["data"][0].path, Path::new("out.data.raw"));
     }
     assert_eq!(scene.files(), ["cd", "data", "out", "out.data.raw"]);
 }
@@ -72,7 +74,7 @@ fn without_copies_disks_are_only_recorded() {
     assert_eq!(report.statistics.disks.count, 0);
     assert_eq!(scene.files(), ["cd", "data", "out"]);
     let table = read_disks(&snapfile::Snapshot::open(scene.path("out")).unwrap()).unwrap();
-    assert_eq!(table.disks[0].fingerprint, None);
+    assert_eq!((table.disks[0].layers.len(), table.disks[1].layers.len()), (0, 0));
     assert_eq!(
         scene.holds("data"),
         0,

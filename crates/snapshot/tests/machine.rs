@@ -144,7 +144,7 @@ fn write_file(path: &Path, state: &VmState) {
     // {"disks": []}
     let disks = vmm::StatePart {
         name: "disks".to_owned(),
-        version: 1,
+        version: 2,
         cbor: b"\xa1\x65disks\x80".to_vec(),
     };
     writer

@@ -4,6 +4,7 @@
 //! same for everybody else, and a test holds real answers against it. Times are microseconds unless the name says
 //! otherwise, sizes are bytes.
 
+mod disks;
 mod request;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use snapshot::{SaveProgress, SaveReport};
 
+pub use disks::{DiskLayer, DiskList, DiskStatus, FlattenRequest, FlattenState, FlattenStatus};
 pub use request::{Codec, Disks, Mode, OnPressure, SnapshotRequest};
 
 /// Routes of the API.
@@ -30,6 +32,10 @@ pub mod route {
     pub const SNAPSHOTS: &str = "/v1/snapshots";
     /// The latest snapshot.
     pub const CURRENT_SNAPSHOT: &str = "/v1/snapshots/current";
+    /// The disks.
+    pub const DISKS: &str = "/v1/disks";
+    /// The latest flattening of a disk.
+    pub const FLATTEN: &str = "/v1/disks/flatten";
     /// What the built-in guest has done.
     pub const GUEST: &str = "/v1/guest";
     /// Begin to measure the built-in guest's longest gap anew.
@@ -72,6 +78,8 @@ pub struct Status {
     pub guest: Option<GuestStatus>,
     /// The latest snapshot, if there was one.
     pub snapshot: Option<SnapshotStatus>,
+    /// Disks with a write that waits for room on the host.
+    pub disks_full: Vec<String>,
 }
 
 /// What the machine's vCPUs are doing.

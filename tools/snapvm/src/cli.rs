@@ -4,6 +4,7 @@
 //! the command of the same name.
 
 mod describe;
+mod disk;
 mod guest;
 mod snapshot;
 
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use guest::{BuiltinArgs, RestoreArgs, RunArgs, ServeArgs};
+pub use disk::{DiskArgs, DiskCommand, FlattenArgs};
+pub use guest::{BuiltinArgs, RestoreArgs, RestoreDisks, RunArgs, ServeArgs};
 pub use snapshot::SnapshotArgs;
 
 /// Runs a KVM machine, snapshots it at the instant asked while it runs on, and brings it back.
@@ -65,6 +67,8 @@ Exit codes: 0 the snapshot was given up; 1 none was being written; 2 could not d
     Cancel(ControlArgs),
     /// Show or change how much memory the balloon takes from the guest.
     Balloon(BalloonArgs),
+    /// Show the disks of a running machine, and flatten their chains.
+    Disk(DiskArgs),
     /// Bring a machine back from a snapshot and run it in the foreground.
     Restore(Box<RestoreArgs>),
     /// Recompute every page of a snapshot of the built-in guest, and compare.

@@ -5,6 +5,7 @@ pub mod builtin_elf;
 pub mod check;
 pub mod control;
 pub mod demo;
+pub mod disk;
 pub mod restore;
 pub mod run;
 mod runner;

@@ -231,6 +231,7 @@ impl MachineDescription {
             initrd: self.initrd.clone(),
             cpu: self.cpu,
             devices: self.devices(),
+            ..MachineConfig::default()
         }
     }
 }

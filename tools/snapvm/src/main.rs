@@ -1,7 +1,7 @@
 //! Runs a KVM machine, snapshots it while it runs, and brings it back.
 //!
 //! `run`, `serve` and `restore` own a machine and serve its control API; `snapshot`, `pause`, `resume`, `status`,
-//! `cancel` and `balloon` are clients of that API; `check`, `demo` and `builtin-elf` stand alone. What a snapshot is
+//! `cancel`, `balloon` and `disk` are clients of that API; `check`, `demo` and `builtin-elf` stand alone. What a snapshot is
 //! belongs to the `snapshot` crate; here are only its verbs for people.
 #![forbid(unsafe_code)]
 
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Command::Resume(args) => commands::control::resume(&args),
         Command::Status(args) => commands::control::status(&args),
         Command::Cancel(args) => commands::control::cancel(&args),
+        Command::Disk(args) => commands::disk::run(&args),
         Command::Check(args) => commands::check::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
         Command::BuiltinElf(args) => commands::builtin_elf::run(&args),

@@ -1,4 +1,4 @@
-//! The progress bar of a snapshot, on a terminal only.
+//! Progress bars, on a terminal only.
 
 use std::time::Duration;
 
@@ -68,6 +68,39 @@ impl RestoreBar {
     pub fn show(&self, progress: RestoreProgress) {
         self.0.set_length(progress.chunks_total);
         self.0.set_position(progress.chunks_done);
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Shows how far the flattening of a disk is, on standard error.
+#[derive(Debug)]
+pub struct FlattenBar(ProgressBar);
+
+impl FlattenBar {
+    /// Makes a bar; nothing is drawn unless `visible` and standard error is a terminal.
+    #[must_use]
+    pub fn new(visible: bool, disk: &str) -> Self {
+        let target = if visible {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style.progress_chars("=> "));
+        bar.set_message("flattening");
+        bar.set_prefix(format!("disk {disk}"));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(bar)
+    }
+
+    /// Shows the progress of this moment.
+    pub fn show(&self, bytes_done: u64, bytes_total: u64) {
+        self.0.set_length(bytes_total);
+        self.0.set_position(bytes_done);
     }
 
     /// Removes the bar.

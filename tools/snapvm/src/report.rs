@@ -1,6 +1,6 @@
 //! Snapshots and their cost as facts for people.
 
-use snapshot::SaveReport;
+use snapshot::{DEPTH_TO_FLATTEN, DisksMode, SaveReport};
 
 use crate::api::{GuestStatus, SnapshotState, SnapshotStatus};
 use crate::output::{Facts, human_bytes, human_us};
@@ -66,19 +66,7 @@ pub fn add_report(facts: &mut Facts, report: &SaveReport) {
             format!("{} before that", human_us(statistics.drain_us)),
         );
     }
-    if statistics.disks.count > 0 {
-        let disks = &statistics.disks;
-        facts.add(
-            "disks",
-            format!(
-                "{} of {}, held {}, copied in {}",
-                disks.count,
-                human_bytes(disks.bytes),
-                human_us(disks.hold_us),
-                human_us(disks.copy_us),
-            ),
-        );
-    }
+    add_disks(facts, report);
     facts.add("total", human_us(report.total_us));
     facts.add("memory", human_bytes(capture.memory_bytes));
     facts.add(
@@ -109,6 +97,51 @@ pub fn add_report(facts: &mut Facts, report: &SaveReport) {
             ),
         );
         facts.add("buffers at most", human_bytes(capture.buffer_high_water_bytes));
+    }
+}
+
+/// Adds what was done with the disks, and what that cost.
+fn add_disks(facts: &mut Facts, report: &SaveReport) {
+    let cost = &report.statistics.disks;
+    for disk in &report.disks {
+        let file = disk.file.as_ref().map(|file| file.display().to_string());
+        let file = file.unwrap_or_default();
+        let text = match disk.mode {
+            DisksMode::Overlay => format!("frozen as {file}"),
+            DisksMode::Internal => {
+                format!(
+                    "internal snapshot {} in {file}",
+                    disk.internal.as_deref().unwrap_or_default()
+                )
+            }
+            DisksMode::Copy => format!("copied to {file}"),
+            DisksMode::None => "only recorded".to_owned(),
+        };
+        facts.add("disk", format!("{}: {text}", disk.id));
+        if disk.depth > DEPTH_TO_FLATTEN {
+            facts.add(
+                "warning",
+                format!(
+                    "disk {} consists of {} files: `snapvm disk flatten`",
+                    disk.id, disk.depth
+                ),
+            );
+        }
+    }
+    let times = [
+        ("switched in", cost.switch_us),
+        ("internal in", cost.internal_us),
+        ("durable after", cost.settle_us),
+        ("fingerprints after", cost.fingerprint_us),
+        ("held", cost.hold_us),
+        ("copied in", cost.copy_us),
+    ];
+    let times = times.iter().filter(|(_, us)| *us > 0);
+    let times: Vec<_> = times
+        .map(|(what, us)| format!("{what} {}", human_us(*us)))
+        .collect();
+    if cost.count > 0 {
+        facts.add("disks", times.join(", "));
     }
 }
 

@@ -5,6 +5,8 @@
 //! exist, is a JSON object of [`crate::api`].
 
 mod answer;
+mod disks;
+mod flatten;
 mod host;
 mod jobs;
 mod machine;

@@ -6,6 +6,7 @@
 pub mod devices;
 mod list;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -85,6 +86,19 @@ impl FromStr for Assignment {
             _ => Err("expected the id of a device, an equals sign and what the device gets".to_owned()),
         }
     }
+}
+
+/// Collects what belongs to named devices; `flag` is where it was typed.
+///
+/// # Errors
+/// A device stands twice.
+pub fn by_id<T: From<String>>(flag: &str, assignments: &[Assignment]) -> anyhow::Result<BTreeMap<String, T>> {
+    let mut found = BTreeMap::new();
+    for Assignment { id, value } in assignments {
+        let former = found.insert(id.clone(), T::from(value.clone()));
+        anyhow::ensure!(former.is_none(), "{flag} {id} stands twice");
+    }
+    Ok(found)
 }
 
 /// Where the text of a guest's serial port or console goes; written `stdio`, `null` or `file:PATH`.

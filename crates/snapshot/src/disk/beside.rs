@@ -1,51 +1,76 @@
-//! Copying the disks at the same time as memory; whichever fails ends the other.
+//! Keeping the disks at the same time as memory; whichever fails ends the other.
 
+use std::error::Error as _;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use super::save::{CopiedDisk, DiskCopies, DiskHolds};
+use super::save::{DisksAtPoint, KeptDisk};
+use super::{DiskError, KnownFingerprints};
 use crate::control::SaveControl;
 use crate::error::{Error, Result};
 
-/// Says in a copy's I/O error that nobody wants the copy any more.
+/// Says in an I/O error of a disk that nobody wants its content any more.
 #[derive(Debug, thiserror::Error)]
 #[error("given up")]
-pub(super) struct GivenUp;
+struct GivenUp;
 
-impl GivenUp {
-    /// Whether an I/O error is this one.
-    pub(super) fn is(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Self>())
-    }
+/// Who hears how far the disks are, and says whether to go on.
+pub(super) struct Watch<'a> {
+    control: &'a SaveControl,
+    given_up: AtomicBool,
 }
 
-/// Copies the disks on threads of their own while `memory` is written on this one.
-pub(crate) fn copy_beside<T>(
-    disks: DiskCopies,
-    holds: DiskHolds,
-    control: &SaveControl,
-    memory: impl FnOnce() -> Result<T>,
-) -> Result<(T, Vec<CopiedDisk>)> {
-    let given_up = AtomicBool::new(false);
-    let proceed = |bytes| {
-        control.add_disk_bytes(bytes);
-        if given_up.load(Ordering::Relaxed) || control.is_cancelled() {
+impl<'a> Watch<'a> {
+    pub(super) fn new(control: &'a SaveControl) -> Self {
+        Self {
+            control,
+            given_up: AtomicBool::new(false),
+        }
+    }
+
+    /// So many bytes more will be read.
+    pub(super) fn expect(&self, bytes: u64) {
+        self.control.expect_disk_bytes(bytes);
+    }
+
+    /// So many bytes were read; an error says that no more are wanted.
+    pub(super) fn proceed(&self, bytes: u64) -> io::Result<()> {
+        self.control.add_disk_bytes(bytes);
+        if self.given_up.load(Ordering::Relaxed) || self.control.is_cancelled() {
             return Err(io::Error::other(GivenUp));
         }
         Ok(())
-    };
+    }
+
+    /// The error of a save whose disk was given up, if that is what the disk's error means.
+    pub(super) fn given_up(&self, error: &DiskError) -> Option<Error> {
+        let source = error.source()?.downcast_ref::<io::Error>()?;
+        source.get_ref()?.is::<GivenUp>().then_some(Error::Cancelled)
+    }
+}
+
+/// Keeps the disks on threads of their own while `memory` is written on this one.
+pub(crate) fn keep_beside<T>(
+    disks: DisksAtPoint,
+    snapshot: &Path,
+    known: &KnownFingerprints,
+    control: &SaveControl,
+    memory: impl FnOnce() -> Result<T>,
+) -> Result<(T, Vec<KeptDisk>)> {
+    let watch = Watch::new(control);
     thread::scope(|scope| {
-        let copying = scope.spawn(|| {
-            let copied = disks.copy(holds, &proceed);
-            if copied.is_err() {
+        let keeping = scope.spawn(|| {
+            let kept = disks.keep(snapshot, known, &watch);
+            if kept.is_err() {
                 control.capture().cancel();
             }
-            copied
+            kept
         });
         let memory = memory();
-        given_up.store(memory.is_err(), Ordering::Relaxed);
-        let disks = copying
+        watch.given_up.store(memory.is_err(), Ordering::Relaxed);
+        let disks = keeping
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (memory, disks) {

@@ -2,6 +2,8 @@
 //!
 //! It is the plain hash of the file, so that `b3sum` of a disk copy gives the same.
 
+mod known;
+
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -11,6 +13,9 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::copy::{Proceed, next_data};
+
+pub use known::KnownFingerprints;
+pub(crate) use known::mtime_ns;
 
 /// Bytes hashed at a time.
 const STEP_BYTES: usize = 1 << 20;

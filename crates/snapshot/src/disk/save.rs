@@ -1,293 +1,414 @@
-//! Copies of the disks as of the capture point: prepared before it, made behind it, named at the commit.
+//! Keeping the disks as of the capture point: prepared before it, switched inside the pause, made durable behind it.
 //!
 //! | step | when | what can fail |
 //! |---|---|---|
-//! | [`DiskCopies::prepare`] | before memory is armed | opening disks, creating files |
-//! | [`DiskCopies::hold`] | at the capture point, inside the pause | a disk that does not rest |
-//! | [`DiskCopies::copy`] | behind it, one thread per disk | reading, writing, a cancel |
-//! | [`publish`] | when the snapshot file is durable but has no name yet | renaming |
+//! | [`DiskPlan::prepare`] | before memory is armed | a disk that the mode is not for; creating files |
+//! | [`DiskPlan::reach_point`] | the last thing inside the pause | a name taken, a file system that refuses, the medium |
+//! | [`DisksAtPoint::keep`] | behind it, one thread per disk | reading, writing, a cancel |
+//! | [`publish`] | when the snapshot file is durable but has no name yet | renaming copies |
 //!
-//! A copy without its final name is removed when it is dropped.
+//! A copy without its final name is removed when it is dropped, and an internal snapshot that is not published is
+//! deleted. A switch to an overlay is not undone: the guest goes on over the frozen image, which holds all that it
+//! wrote before; [`LeftOverlays`] names it in the error.
+
+mod copied;
+mod internal;
+mod layers;
+mod left;
+mod overlay;
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{SeekFrom, seek};
-use tempfile::TempPath;
 
-use vmm::DiskConfig;
-
-use super::beside::GivenUp;
-use super::copy::{Proceed, copy_content};
-use super::fingerprint::{Fingerprint, fingerprint};
-use super::{DiskEntry, DiskError, DiskSource, copy_name, directory, format_name};
+use super::beside::Watch;
+use super::names::{copy_name, directory, format_name};
+use super::source::{DiskLayer, FrozenImage, Overlay};
+use super::{DiskEntry, DiskError, DiskSource, DisksMode, KnownFingerprints};
 use crate::error::{Error, Result};
+use crate::machine_record::LayerRecord;
+use copied::{DiskCopy, Target};
+use internal::Created;
+use layers::{Fingerprinted, fingerprint_layers};
+
+pub use left::LeftOverlay;
+pub(crate) use left::LeftOverlays;
+pub(crate) use overlay::SnapshotIdentity;
+
+type DiskResult<T> = std::result::Result<T, DiskError>;
+
+/// What is wanted of the disks.
+#[derive(Debug)]
+pub(crate) struct DiskWishes<'a> {
+    pub(crate) snapshot: SnapshotIdentity<'a>,
+    pub(crate) mode: DisksMode,
+    /// Names of frozen images, by disk.
+    pub(crate) frozen: &'a BTreeMap<String, PathBuf>,
+}
 
 /// The disks of a machine that is about to be saved.
 #[derive(Debug, Default)]
-pub(crate) struct DiskCopies {
-    disks: Vec<Prepared>,
+pub(crate) struct DiskPlan {
+    disks: Vec<Planned>,
+    left: LeftOverlays,
+    prepare: Duration,
 }
 
 #[derive(Debug)]
-struct Prepared {
-    source: Box<dyn DiskSource>,
-    content: File,
-    virtual_size_bytes: u64,
-    /// Where the content goes; nothing if the disk is only recorded.
-    target: Option<Target>,
+struct Planned {
+    source: Arc<dyn DiskSource>,
+    layers: Vec<DiskLayer>,
+    how: How,
 }
 
+/// How a disk is kept, ready to be done.
 #[derive(Debug)]
-struct Target {
-    file: File,
-    temporary: TempPath,
-    path: PathBuf,
+enum How {
+    /// Its files are as they are.
+    Record {
+        fingerprints: bool,
+    },
+    Overlay(Box<dyn Overlay>),
+    Internal {
+        name: String,
+    },
+    Copy(Target),
 }
 
-/// What keeps the disks still, one for each disk that is copied.
-pub(crate) struct DiskHolds {
+/// The disks at the capture point; the guest may run on.
+pub(crate) struct DisksAtPoint {
     since: Instant,
-    holds: Vec<Option<Box<dyn Any + Send>>>,
+    disks: Vec<AtPoint>,
+    figures: PointFigures,
 }
 
-/// A disk behind its copying.
-#[derive(Debug)]
-pub(crate) struct CopiedDisk {
-    pub(crate) config: DiskConfig,
-    pub(crate) virtual_size_bytes: u64,
-    /// The copy, unless the disk was only recorded.
-    pub(crate) copy: Option<DiskCopy>,
+/// What keeping disks cost up to the capture point.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PointFigures {
+    pub(crate) prepare: Duration,
+    pub(crate) switch: Duration,
+    pub(crate) internal: Duration,
 }
 
-/// A durable copy that does not have its name yet.
+struct AtPoint {
+    source: Arc<dyn DiskSource>,
+    layers: Vec<DiskLayer>,
+    done: Done,
+}
+
+/// What was done with a disk inside the pause.
+enum Done {
+    Recorded { fingerprints: bool },
+    Frozen(Box<dyn FrozenImage>),
+    Created(Created),
+    Held(Target, Box<dyn Any + Send>),
+}
+
+/// A disk whose content is kept and durable.
 #[derive(Debug)]
-pub(crate) struct DiskCopy {
-    temporary: TempPath,
-    pub(crate) path: PathBuf,
-    pub(crate) fingerprint: Fingerprint,
-    /// How long the disk was held.
+pub(crate) struct KeptDisk {
+    pub(crate) entry: DiskEntry,
+    pub(crate) layers: Vec<LayerRecord>,
+    /// What the next snapshot begins with: the file that keeps the content, and how many files the disk consists of.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) depth: usize,
+    pub(crate) times: KeptTimes,
+    /// Removed or deleted unless the snapshot gets its name.
+    unpublished: Option<Unpublished>,
+}
+
+/// What keeping one disk cost behind the capture point; zero for what was not done.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct KeptTimes {
+    pub(crate) settle: Duration,
+    pub(crate) fingerprint_bytes: u64,
+    pub(crate) fingerprint: Duration,
     pub(crate) hold: Duration,
-    /// From the capture point until the copy was durable and had its fingerprint.
-    pub(crate) took: Duration,
+    pub(crate) copy: Duration,
+    pub(crate) copied_bytes: u64,
 }
 
-/// Copies that have their names; dropped before they are kept, they are removed.
+#[derive(Debug)]
+enum Unpublished {
+    Copy(DiskCopy),
+    Internal(Created),
+}
+
+/// What has its name, and loses it if this is dropped before it is kept.
 #[derive(Debug, Default)]
-pub(crate) struct Published(Vec<TempPath>);
+pub(crate) struct Published {
+    copies: Vec<tempfile::TempPath>,
+    created: Vec<Created>,
+}
 
-impl DiskCopies {
-    /// Opens the disks; if `copy`, creates a file beside `snapshot` for each that the guest can write.
-    pub(crate) fn prepare(sources: Vec<Box<dyn DiskSource>>, snapshot: &Path, copy: bool) -> Result<Self> {
-        let disks = sources
-            .into_iter()
-            .map(|source| {
-                let id = source.config().id.clone();
-                Prepared::new(source, snapshot, copy).map_err(Error::disk(&id))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let copies = Self { disks };
-        copies.refuse_replacing()?;
-        Ok(copies)
+impl DiskPlan {
+    /// Looks at the disks and makes ready what does not belong into the pause.
+    pub(crate) fn prepare(sources: Vec<Arc<dyn DiskSource>>, wishes: &DiskWishes<'_>) -> Result<Self> {
+        let began = Instant::now();
+        let known = |id: &String| sources.iter().any(|source| source.config().id == *id);
+        if let Some(id) = wishes.frozen.keys().find(|id| !known(id)) {
+            return Err(Error::disk(id)(DiskError::Unknown));
+        }
+        refuse_replacing(&sources, wishes)?;
+        let disks = sources.into_iter().map(|source| {
+            let id = source.config().id.clone();
+            Planned::new(source, wishes).map_err(Error::disk(&id))
+        });
+        Ok(Self {
+            disks: disks.collect::<Result<_>>()?,
+            left: LeftOverlays::default(),
+            prepare: began.elapsed(),
+        })
     }
 
-    /// All bytes that will be copied, holes included.
-    pub(crate) fn total_bytes(&self) -> u64 {
-        let copied = self.disks.iter().filter(|disk| disk.target.is_some());
-        copied.map(|disk| disk.virtual_size_bytes).sum()
+    /// Returns what will know of overlays that were left behind.
+    pub(crate) fn left(&self) -> LeftOverlays {
+        self.left.clone()
     }
 
-    /// Keeps the disks as they are; called while the machine is paused.
-    pub(crate) fn hold(&self) -> Result<DiskHolds> {
+    /// Fixes the content of all disks; called while the machine is paused, as the last thing that may fail.
+    ///
+    /// Internal snapshots come first and all at once: they take longer, and can be deleted again.
+    pub(crate) fn reach_point(self) -> Result<DisksAtPoint> {
         let since = Instant::now();
-        let holds = self.disks.iter().map(Prepared::hold).collect::<Result<_>>()?;
-        Ok(DiskHolds { since, holds })
+        let mut figures = PointFigures {
+            prepare: self.prepare,
+            ..PointFigures::default()
+        };
+        let created = internal::create_all(&self.disks)?;
+        if created.iter().any(Option::is_some) {
+            figures.internal = since.elapsed();
+        }
+        let switching = Instant::now();
+        let disks = self.disks.into_iter().zip(created);
+        let disks: Vec<_> = disks
+            .map(|(disk, created)| disk.reach_point(created, &self.left))
+            .collect::<Result<_>>()?;
+        if disks.iter().any(|disk| matches!(disk.done, Done::Frozen(_))) {
+            figures.switch = switching.elapsed();
+        }
+        Ok(DisksAtPoint {
+            since,
+            disks,
+            figures,
+        })
+    }
+}
+
+impl Planned {
+    fn new(source: Arc<dyn DiskSource>, wishes: &DiskWishes<'_>) -> DiskResult<Self> {
+        let config = source.config();
+        let layers = source.layers();
+        let format = layers.first().map_or(config.format, |layer| layer.format);
+        let how = match wishes.mode {
+            DisksMode::None => How::Record { fingerprints: false },
+            _ if config.readonly => How::Record { fingerprints: true },
+            _ if source.waits_for_room() => return Err(DiskError::WaitsForRoom),
+            DisksMode::Overlay => How::Overlay(overlay::prepare(&*source, &layers, wishes)?),
+            DisksMode::Internal => How::Internal {
+                name: internal::name(format, wishes.snapshot.path)?,
+            },
+            DisksMode::Copy => How::Copy(Target::prepare(&*source, format, wishes.snapshot.path)?),
+        };
+        Ok(Self { source, layers, how })
     }
 
-    /// Copies all disks at once, each on a thread, and lets each go as soon as its content is copied.
-    pub(crate) fn copy(self, holds: DiskHolds, proceed: Proceed<'_>) -> Result<Vec<CopiedDisk>> {
-        let since = holds.since;
+    fn reach_point(self, created: Option<Created>, left: &LeftOverlays) -> Result<AtPoint> {
+        let id = &self.source.config().id;
+        let failed = Error::disk(id);
+        let done = match (self.how, created) {
+            (How::Internal { .. }, Some(created)) => Done::Created(created),
+            (How::Overlay(overlay), _) => {
+                let frozen = overlay.frozen_path().to_owned();
+                let switched = overlay.switch();
+                let image = switched.map_err(|source| failed(DiskError::Overlay { source }))?;
+                left.push(id, frozen);
+                Done::Frozen(image)
+            }
+            (How::Copy(target), _) => {
+                let hold = self.source.hold();
+                Done::Held(target, hold.map_err(|source| failed(DiskError::Hold { source }))?)
+            }
+            (How::Record { fingerprints }, _) => Done::Recorded { fingerprints },
+            (How::Internal { .. }, None) => {
+                unreachable!("every internal snapshot that is planned is created first")
+            }
+        };
+        Ok(AtPoint {
+            source: self.source,
+            layers: self.layers,
+            done,
+        })
+    }
+}
+
+impl DisksAtPoint {
+    /// Returns what the disks have cost so far.
+    pub(crate) fn figures(&self) -> PointFigures {
+        self.figures
+    }
+
+    /// Makes the content of all disks durable and takes its fingerprints, each disk on a thread of its own.
+    pub(super) fn keep(
+        self,
+        snapshot: &Path,
+        known: &KnownFingerprints,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<KeptDisk>> {
+        let since = self.since;
+        let keep = |disk: AtPoint| {
+            let id = disk.source.config().id.clone();
+            disk.keep(since, snapshot, known, watch)
+                .map_err(|error| watch.given_up(&error).unwrap_or_else(|| Error::disk(&id)(error)))
+        };
         thread::scope(|scope| {
-            let copying: Vec<_> = self
+            let keeping: Vec<_> = self
                 .disks
                 .into_iter()
-                .zip(holds.holds)
-                .map(|(disk, hold)| scope.spawn(move || disk.copy(hold, since, proceed)))
+                .map(|disk| scope.spawn(|| keep(disk)))
                 .collect();
-            let joined = copying.into_iter().map(thread::ScopedJoinHandle::join);
+            let joined = keeping.into_iter().map(thread::ScopedJoinHandle::join);
             joined
-                .map(|copied| copied.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .map(|kept| kept.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect()
         })
     }
-
-    /// Refuses a copy that would take the name of a file on which the machine works.
-    fn refuse_replacing(&self) -> Result<()> {
-        let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let used: Vec<_> = self
-            .disks
-            .iter()
-            .filter_map(|disk| disk.content.metadata().ok().map(identity))
-            .collect();
-        for disk in &self.disks {
-            let Some(target) = &disk.target else { continue };
-            let there = target.path.metadata().map(identity);
-            if there.is_ok_and(|there| used.contains(&there)) {
-                let path = target.path.clone();
-                return Err(Error::disk(&disk.source.config().id)(DiskError::InUse { path }));
-            }
-        }
-        Ok(())
-    }
 }
 
-impl Prepared {
-    fn new(source: Box<dyn DiskSource>, snapshot: &Path, copy: bool) -> std::result::Result<Self, DiskError> {
-        let config = source.config();
-        let open = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DiskError::Open { path, source }
-        };
-        let content = source.file().map_err(open(&config.file))?;
-        let virtual_size_bytes = len_bytes(&content).map_err(open(&config.file))?;
-        let target = if copy && !config.readonly {
-            let path = directory(snapshot).join(copy_name(snapshot, config));
-            Some(Target::create(path.clone()).map_err(open(&path))?)
-        } else {
-            None
-        };
-        Ok(Self {
-            content,
-            virtual_size_bytes,
-            target,
-            source,
-        })
-    }
-
-    fn hold(&self) -> Result<Option<Box<dyn Any + Send>>> {
-        if self.target.is_none() {
-            return Ok(None);
-        }
-        let failed = |source| Error::disk(&self.source.config().id)(DiskError::Hold { source });
-        self.source.hold().map(Some).map_err(failed)
-    }
-
-    fn copy(
+impl AtPoint {
+    fn keep(
         self,
-        hold: Option<Box<dyn Any + Send>>,
         since: Instant,
-        proceed: Proceed<'_>,
-    ) -> Result<CopiedDisk> {
-        let config = self.source.config().clone();
-        let len = self.virtual_size_bytes;
-        let copy = match self.target {
-            None => None,
-            Some(target) => {
-                let failed = |source| match GivenUp::is(&source) {
-                    true => Error::Cancelled,
-                    false => Error::disk(&config.id)(DiskError::Copy {
-                        path: target.path.clone(),
-                        source,
-                    }),
-                };
-                copy_content(&self.content, &target.file, len, proceed).map_err(failed)?;
-                drop(hold);
-                let hold = since.elapsed();
-                let fingerprint = fingerprint(&target.file, len, &|_| proceed(0)).map_err(failed)?;
-                target.file.sync_all().map_err(failed)?;
-                Some(DiskCopy {
-                    fingerprint,
-                    hold,
-                    took: since.elapsed(),
-                    temporary: target.temporary,
-                    path: target.path,
-                })
+        snapshot: &Path,
+        known: &KnownFingerprints,
+        watch: &Watch<'_>,
+    ) -> DiskResult<KeptDisk> {
+        let mut kept = KeptDisk::new(&*self.source, &self.layers);
+        match self.done {
+            Done::Recorded { fingerprints: false } => {}
+            Done::Recorded { fingerprints: true } => {
+                let layers = fingerprint_layers(&self.layers, snapshot, known, watch)?;
+                kept.add_layers(layers, since);
             }
-        };
-        Ok(CopiedDisk {
-            config,
-            virtual_size_bytes: len,
-            copy,
-        })
+            Done::Frozen(image) => {
+                let layers = image.layers();
+                overlay::settle(&*image, &layers)?;
+                kept.times.settle = since.elapsed();
+                kept.entry.mode = DisksMode::Overlay;
+                kept.file = layers.first().and_then(|layer| layer.path.clone());
+                kept.depth = layers.len() + 1;
+                kept.add_layers(fingerprint_layers(&layers, snapshot, known, watch)?, since);
+            }
+            Done::Created(created) => {
+                kept.entry.mode = DisksMode::Internal;
+                kept.entry.internal = Some(created.entry().clone());
+                kept.file = self.layers.first().and_then(|layer| layer.path.clone());
+                kept.add_layers(created.fingerprint(&self.layers, snapshot, known, watch)?, since);
+                kept.unpublished = Some(Unpublished::Internal(created));
+            }
+            Done::Held(target, hold) => {
+                let copy = target.copy(&*self.source, hold, since, watch)?;
+                kept.entry.mode = DisksMode::Copy;
+                kept.entry.layers = vec![copy.fingerprint];
+                kept.layers = vec![copy.record()?];
+                kept.file = Some(copy.path.clone());
+                kept.times = copy.times;
+                kept.unpublished = Some(Unpublished::Copy(copy));
+            }
+        }
+        Ok(kept)
     }
 }
 
-impl Target {
-    /// Creates a hidden file, mode 0600, beside `path`.
-    fn create(path: PathBuf) -> io::Result<Self> {
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(path.file_name().unwrap_or_default());
-        prefix.push(".");
-        let created = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(".tmp")
-            .tempfile_in(directory(&path))?;
-        let (file, temporary) = created.into_parts();
-        Ok(Self {
-            file,
-            temporary,
-            path,
-        })
-    }
-}
-
-impl CopiedDisk {
-    /// What the disk table says of the disk.
-    pub(crate) fn entry(&self) -> DiskEntry {
-        DiskEntry {
-            id: self.config.id.clone(),
-            format: format_name(self.config.format).to_owned(),
-            virtual_size_bytes: self.virtual_size_bytes,
-            readonly: self.config.readonly,
-            fingerprint: self.copy.as_ref().map(|copy| copy.fingerprint),
+impl KeptDisk {
+    /// A disk that is only recorded.
+    fn new(source: &dyn DiskSource, layers: &[DiskLayer]) -> Self {
+        let config = source.config();
+        let format = layers.first().map_or(config.format, |layer| layer.format);
+        Self {
+            entry: DiskEntry {
+                id: config.id.clone(),
+                format: format_name(format).to_owned(),
+                virtual_size_bytes: source.virtual_size_bytes(),
+                readonly: config.readonly,
+                mode: DisksMode::None,
+                internal: None,
+                layers: Vec::new(),
+            },
+            layers: Vec::new(),
+            file: None,
+            depth: layers.len(),
+            times: KeptTimes::default(),
+            unpublished: None,
         }
     }
 
-    /// The name of the copy in the directory of the snapshot.
-    pub(crate) fn copy_name(&self) -> Option<String> {
-        let name = self.copy.as_ref()?.path.file_name()?;
-        Some(name.to_string_lossy().into_owned())
+    fn add_layers(&mut self, layers: Fingerprinted, since: Instant) {
+        self.entry.layers = layers.fingerprints;
+        self.layers = layers.records;
+        self.times.fingerprint_bytes = layers.bytes;
+        self.times.fingerprint = since.elapsed();
     }
 }
 
-/// Gives all copies their names, durably; an error, or dropping the answer before it is kept, removes them.
-pub(crate) fn publish(disks: Vec<CopiedDisk>) -> Result<Published> {
+/// Gives copies their names, durably; an error, or dropping the answer before it is kept, removes them again, and
+/// deletes internal snapshots.
+pub(crate) fn publish(disks: Vec<KeptDisk>) -> Result<Published> {
     let mut published = Published::default();
     for disk in disks {
-        let Some(copy) = disk.copy else { continue };
-        let path = copy.path;
-        let failed = |source| {
-            Error::disk(&disk.config.id)(DiskError::Copy {
-                path: path.clone(),
-                source,
-            })
-        };
-        copy.temporary
-            .persist(&path)
-            .map_err(|error| failed(error.error))?;
-        published.0.push(TempPath::try_from_path(&path).map_err(failed)?);
-        File::open(directory(&path))
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed)?;
+        match disk.unpublished {
+            None => {}
+            Some(Unpublished::Internal(created)) => published.created.push(created),
+            Some(Unpublished::Copy(copy)) => {
+                let named = copy.publish().map_err(Error::disk(&disk.entry.id))?;
+                published.copies.push(named);
+            }
+        }
     }
     Ok(published)
 }
 
 impl Published {
-    /// The copies stay.
+    /// All of it stays.
     pub(crate) fn keep(self) {
-        for path in self.0 {
+        for path in self.copies {
             // Only ever forgets to remove; there is nothing that could fail on Linux.
             if let Err(error) = path.keep() {
                 tracing::warn!(%error, "a disk copy");
             }
         }
+        self.created.into_iter().for_each(Created::keep);
     }
+}
+
+/// Refuses a snapshot or a copy that would take the name of a file on which the machine works.
+fn refuse_replacing(sources: &[Arc<dyn DiskSource>], wishes: &DiskWishes<'_>) -> Result<()> {
+    let identity = |path: &Path| path.metadata().ok().map(|file| (file.dev(), file.ino()));
+    let snapshot = wishes.snapshot.path;
+    for source in sources {
+        for layer in source.layers() {
+            let Some(used) = layer.path.as_deref().and_then(identity) else {
+                continue;
+            };
+            let copies = sources
+                .iter()
+                .map(|other| directory(snapshot).join(copy_name(snapshot, &other.config().id, "raw")));
+            let copies = copies.filter(|_| wishes.mode == DisksMode::Copy);
+            let mut written = std::iter::once(snapshot.to_owned()).chain(copies);
+            if let Some(path) = written.find(|path| identity(path) == Some(used)) {
+                return Err(Error::disk(&source.config().id)(DiskError::InUse { path }));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Length of a file or block device.

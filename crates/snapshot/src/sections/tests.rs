@@ -4,7 +4,8 @@ use ciborium::Value;
 use vmm::DevicesConfig;
 
 use super::*;
-use crate::disk::{DiskEntry, Fingerprint};
+use crate::disk::{DiskEntry, DisksMode, Fingerprint, InternalEntry};
+use crate::machine_record::LayerRecord;
 use crate::report::{CaptureFigures, DiskFigures, SaveMode, StallFigures};
 
 const SPECIFICATION: &str = include_str!("../../../../fmt-spec/sections-v1.md");
@@ -42,7 +43,12 @@ fn disk() -> DiskEntry {
         format: "raw".to_owned(),
         virtual_size_bytes: 4096,
         readonly: false,
-        fingerprint: Some(Fingerprint([7; 32])),
+        mode: DisksMode::Internal,
+        internal: Some(InternalEntry {
+            id: "1".to_owned(),
+            name: "out.vmsnap".to_owned(),
+        }),
+        layers: vec![Fingerprint([7; 32])],
     }
 }
 
@@ -87,6 +93,7 @@ fn statistics() -> Statistics {
 fn the_fields_are_those_of_the_specification() {
     assert_eq!(fields(&DiskTable::default()), specified("## 4 ", "4.1 "));
     assert_eq!(fields(&disk()), specified("4.1 ", "4.2 "));
+    assert_eq!(fields(&disk().internal), specified("4.5 ", "4.6 "));
     assert_eq!(fields(&Provenance::default()), specified("## 5 ", "## 6 "));
     assert_eq!(fields(&statistics()), specified("## 6 ", "6.1 Fields"));
     assert_eq!(
@@ -98,7 +105,17 @@ fn the_fields_are_those_of_the_specification() {
         fields(&MachineRecord::without_devices()),
         specified("## 7 ", "7.1 Fields")
     );
-    assert_eq!(fields(&DevicesConfig::none()), specified("7.1 Fields", "7.2 A"));
+    assert_eq!(
+        fields(&DevicesConfig::none()),
+        specified("7.1 Fields", "7.2 Each")
+    );
+    let layer = LayerRecord {
+        path: "out.vmsnap.data.qcow2".into(),
+        format: "qcow2".to_owned(),
+        length_bytes: 1,
+        mtime_ns: 2,
+    };
+    assert_eq!(fields(&layer), specified("7.2 Each", "7.3 A"));
 }
 
 #[test]
@@ -137,6 +154,18 @@ fn fields_of_later_versions_are_ignored_outside_the_state() {
     ciborium::into_writer(&Value::Map(map), &mut payload).unwrap();
     assert!(ciborium::from_reader::<Provenance, _>(payload.as_slice()).is_ok());
     assert!(ciborium::from_reader::<DiskTable, _>(payload.as_slice()).is_err());
+}
+
+#[test]
+fn a_disk_table_of_an_earlier_version_is_refused_by_its_number() {
+    let version = |section: Section| (section.name, section.version);
+    let table = state_sections(Vec::new(), &DiskTable::default()).unwrap();
+    let disks = table.into_iter().map(version).next().unwrap();
+    assert_eq!(disks, (DISKS.to_owned(), 2));
+    let machine = machine_section(&MachineRecord::without_devices()).unwrap();
+    assert_eq!(version(machine), (MACHINE.to_owned(), 2));
+    let statistics = statistics_section(&statistics()).unwrap();
+    assert_eq!(version(statistics), (STATISTICS.to_owned(), 1));
 }
 
 #[test]

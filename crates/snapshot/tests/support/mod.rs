@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use snapshot::{DiskSource, MachineRecord, PlainMemory, Subject, WriterSteps};
+use snapshot::{
+    DiskFault, DiskLayer, DiskSource, Fingerprint, InternalEntry, MachineRecord, Overlay, PlainMemory,
+    Subject, WriterSteps,
+};
 use tempfile::TempDir;
 use vm_memory::GuestMemoryMmap;
-use vmm::{DevicesConfig, DiscardRoute, DiskConfig, DiskFormat, StateError, StatePart};
+use vmm::{DevicesConfig, DiscardRoute, DiskConfig, FrozenFor, StateError, StatePart};
 
 /// Length of a disk.
 const DISK_BYTES: u64 = 24 << 20;
@@ -58,7 +61,34 @@ impl DiskSource for FakeDisk {
             .open(&self.config.file)
     }
 
-    fn hold(&self) -> io::Result<Box<dyn Any + Send>> {
+    fn virtual_size_bytes(&self) -> u64 {
+        DISK_BYTES
+    }
+
+    fn layers(&self) -> Vec<DiskLayer> {
+        vec![DiskLayer {
+            path: Some(self.config.file.clone()),
+            format: self.config.format,
+        }]
+    }
+
+    fn prepare_overlay(&self, _: &Path, _: &FrozenFor) -> Result<Box<dyn Overlay>, DiskFault> {
+        Err("it is a fake".into())
+    }
+
+    fn create_internal_snapshot(&self, _: &str) -> Result<InternalEntry, DiskFault> {
+        Err("it is a fake".into())
+    }
+
+    fn internal_fingerprint(&self, _: &str) -> Result<Fingerprint, DiskFault> {
+        Err("it is a fake".into())
+    }
+
+    fn delete_internal_snapshot(&self, _: &str) -> Result<(), DiskFault> {
+        Err("it is a fake".into())
+    }
+
+    fn hold(&self) -> Result<Box<dyn Any + Send>, DiskFault> {
         *self.shared.gate.lock().unwrap() += 1;
         self.shared.holds.fetch_add(1, Ordering::Relaxed);
         *self.shared.content.lock().unwrap() = fs::read(&self.config.file)?;
@@ -100,9 +130,9 @@ impl Subject for WithDisks {
         self.memory.save_state()
     }
 
-    fn disks(&self) -> Vec<Box<dyn DiskSource>> {
+    fn disks(&self) -> Vec<Arc<dyn DiskSource>> {
         let disks = self.disks.iter().cloned();
-        disks.map(|disk| Box::new(disk) as Box<dyn DiskSource>).collect()
+        disks.map(|disk| Arc::new(disk) as Arc<dyn DiskSource>).collect()
     }
 
     fn record(&self) -> MachineRecord {
@@ -144,10 +174,8 @@ impl DiskScene {
             File::create_new(&file).unwrap().set_len(DISK_BYTES).unwrap();
             FakeDisk {
                 config: DiskConfig {
-                    id: id.to_owned(),
-                    file,
-                    format: DiskFormat::Raw,
                     readonly,
+                    ..DiskConfig::new(id, file)
                 },
                 shared: Arc::default(),
             }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use snapshot::{CaptureOptions, ChunkSize, DisksMode, SaveMode, SaveOptions, WriterOptions};
+use snapshot::{
+    CaptureOptions, ChunkSize, DisksMode, KnownFingerprints, SaveMode, SaveOptions, WriterOptions,
+};
 
 /// Body of `POST /v1/snapshots`; all but the path may be left out.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,6 +44,9 @@ pub struct SnapshotRequest {
     /// What happens to the guest's disks.
     #[serde(default)]
     pub disks: Disks,
+    /// Names of frozen images by disk; absolute.
+    #[serde(default)]
+    pub frozen: BTreeMap<String, PathBuf>,
     /// Snapshot whose equal chunks are not stored again; absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<PathBuf>,
@@ -105,12 +110,16 @@ pub enum OnPressure {
     Fail,
 }
 
-/// What happens to the disks that the guest can write.
+/// How the disks that the guest can write are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Disks {
-    /// Each is copied to a file beside the snapshot.
+    /// Each image is frozen, and the machine goes on in an overlay over it.
     #[default]
+    Overlay,
+    /// Each image, which must be qcow2, gets an internal snapshot.
+    Internal,
+    /// Each disk, which must be raw, is copied to a file beside the snapshot.
     Copy,
     /// They are only recorded.
     None,
@@ -122,20 +131,28 @@ impl SnapshotRequest {
     /// # Errors
     /// Says in words which field breaks which rule.
     pub fn validate(&self) -> Result<(), String> {
-        if !self.path.is_absolute() || self.parent.as_ref().is_some_and(|parent| parent.is_relative()) {
+        let named = self.parent.iter().chain(self.frozen.values());
+        if [&self.path]
+            .into_iter()
+            .chain(named)
+            .any(|path| path.is_relative())
+        {
             return Err("paths must be absolute: the machine runs in another directory".to_owned());
         }
         if !(-50..=19).contains(&self.level) {
             return Err(format!("level {} is not from -50 to 19", self.level));
         }
+        if !self.frozen.is_empty() && self.disks != Disks::Overlay {
+            return Err("frozen: only disks in mode overlay leave a frozen image".to_owned());
+        }
         self.chunk_size().map(|_| ())
     }
 
-    /// Translates the request for the engine.
+    /// Translates the request for the engine, which adds to what is known of the disks' layers.
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
-    pub fn to_options(&self, vm_name: &str) -> Result<SaveOptions, String> {
+    pub fn to_options(&self, vm_name: &str, fingerprints: &KnownFingerprints) -> Result<SaveOptions, String> {
         self.validate()?;
         let codec = match self.codec {
             Codec::Zstd => snapshot::Codec::Zstd { level: self.level },
@@ -164,9 +181,13 @@ impl SnapshotRequest {
                 ..WriterOptions::default()
             },
             disks: match self.disks {
+                Disks::Overlay => DisksMode::Overlay,
+                Disks::Internal => DisksMode::Internal,
                 Disks::Copy => DisksMode::Copy,
                 Disks::None => DisksMode::None,
             },
+            frozen: self.frozen.clone(),
+            fingerprints: fingerprints.clone(),
             parent: self.parent.clone(),
             vm_name: vm_name.to_owned(),
             labels: self.labels.clone(),

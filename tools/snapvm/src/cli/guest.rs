@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use vmm::CpuModel;
 
@@ -42,13 +42,13 @@ const DESCRIBING: [&str; 22] = [
 #[command(after_help = "\
 Examples:
   snapvm run --kernel vmlinuz --initrd initrd --cmdline console=ttyS0 --memory 256M --cpus 2 --api-sock vm.sock
-  snapvm run --kernel vmlinuz --cmdline 'console=ttyS0 root=/dev/vda' --memory 1G --disk file=root.raw \\
+  snapvm run --kernel vmlinuz --cmdline 'console=ttyS0 root=/dev/vda' --memory 1G --disk file=root.qcow2 \\
       --net tap=tap0,mac=52:54:00:12:34:56 --vsock cid=3,uds=vm.vsock --balloon free-page-reporting
   snapvm run --config machine.toml --api-sock vm.sock
   snapvm run --builtin --memory 1G --cpus 2 --api-sock vm.sock
 
-A machine.toml has the same names: kernel = \"vmlinuz\", memory = \"1G\", [[disks]] with id, file and readonly,
-[[nets]], [vsock], [balloon]; --no-rng is rng = false. It stands instead of the flags, not beside them.
+A machine.toml has the same names: kernel = \"vmlinuz\", memory = \"1G\", [[disks]] with id, file,
+format and readonly, [[nets]], [vsock], [balloon]; --no-rng is rng = false. It stands instead of the flags, not beside them.
 
 With --serial stdio on a terminal every key goes to the guest, Ctrl-C too; Ctrl-A x ends the machine, Ctrl-A h lists
 the keys. The machine runs in the foreground until the guest stops or SIGINT or SIGTERM arrives.")]
@@ -92,7 +92,9 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Devices")]
 pub struct DeviceArgs {
-    /// Add a disk; repeatable. Names are disk0, disk1 and so on unless given.
+    /// Add a disk; repeatable. Names are disk0, disk1 and so on unless given. The format is qcow2 for a file named
+    /// .qcow2, and raw for .raw and .img. cache=none passes by the host's page cache. on-full=pause pauses the machine
+    /// when the host has no room for a write, instead of reporting an error to the guest.
     #[arg(long = "disk", value_name = DISK)]
     pub disks: Vec<Disk>,
     /// Add a network interface on a tap of the host; repeatable. Names are net0, net1 and so on unless given.
@@ -118,10 +120,12 @@ pub struct DeviceArgs {
 Examples:
   snapvm restore out.vmsnap --api-sock vm2.sock
   snapvm restore out.vmsnap --api-sock vm2.sock --serial file:serial.log --paused
-  snapvm restore out.vmsnap --disk disk0=second.raw --net net0=tap1 --vsock-uds second.vsock
+  snapvm restore out.vmsnap --disk disk0=second.qcow2 --net net0=tap1 --vsock-uds second.vsock
+  snapvm restore out.vmsnap --disks in-place
 
-Memory size, processors and devices come from the file. Disks that were copied get working copies, so that the file
-can be restored again: temporary ones, or where --disk says. Disks that the guest only reads, taps and sockets are those
+Memory size, processors and devices come from the file. Each disk gets a new overlay over its frozen image or internal
+snapshot, or a working copy of its copy, so that the file can be restored again: a temporary one, or where --disk says.
+A disk whose images are missing or were changed is refused. Disks that the guest only reads, taps and sockets are those
 that the file names unless others are given: restore only files that you trust. A host that lacks a processor feature
 which the guest has seen is refused, with the feature's name.")]
 pub struct RestoreArgs {
@@ -137,9 +141,15 @@ pub struct RestoreArgs {
     /// Restore even if this host's processor lacks features that the guest has seen; the guest may crash.
     #[arg(long)]
     pub ignore_cpu_features: bool,
-    /// Put a disk's working copy here, where nothing may be yet; if the file has no copy of it, use this file.
+    /// Put a disk's overlay or working copy here, where nothing may be yet; if the disk was only recorded, use this file.
     #[arg(long = "disk", value_name = "ID=FILE")]
-    pub disks: Vec<Assignment>,
+    pub disk: Vec<Assignment>,
+    /// Give the guest overlays of its own, or apply internal snapshots and go on in the images: what they hold now is lost.
+    #[arg(long, value_enum, default_value_t)]
+    pub disks: RestoreDisks,
+    /// Compare the content of all images with the snapshot, even if their length and time have not changed.
+    #[arg(long)]
+    pub check_disks: bool,
     /// Connect a network interface to this tap.
     #[arg(long = "net", value_name = "ID=TAP")]
     pub nets: Vec<Assignment>,
@@ -155,6 +165,16 @@ pub struct RestoreArgs {
     /// How the machine is run and controlled.
     #[command(flatten)]
     pub machine: MachineArgs,
+}
+
+/// What a restored guest writes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum RestoreDisks {
+    /// Overlays and working copies of its own.
+    #[default]
+    Overlay,
+    /// The images with the internal snapshots.
+    InPlace,
 }
 
 /// Arguments of `snapvm serve`.

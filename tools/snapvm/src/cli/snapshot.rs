@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::api::{Codec, Disks, Mode, OnPressure};
-use crate::values::{self, Label};
+use crate::values::{self, Assignment, Label};
 
 /// Arguments of `snapvm snapshot`.
 #[derive(Debug, Args)]
@@ -17,7 +17,14 @@ Examples:
   snapvm snapshot --api-sock vm.sock second.vmsnap --parent out.vmsnap
   snapvm snapshot --api-sock vm.sock out.vmsnap --mode stop
 
-Disks that the guest can write are copied as of the same instant to FILE.ID.raw, and belong to the snapshot from then on.
+  snapvm snapshot --api-sock vm.sock out.vmsnap --disks overlay --frozen data=/images/data.monday.qcow2
+
+With --disks overlay the image of a disk d.qcow2 is renamed FILE.ID.qcow2, in its own directory, and belongs to the
+snapshot from then on; the machine goes on in a new overlay over it, which has the name d.qcow2: that name always is the
+live disk. A raw disk d.raw keeps its name as the frozen image, and the live disk is d.raw.qcow2. No disk is copied, and
+the guest is not held longer for a larger one. With --disks internal each qcow2 image gets an internal snapshot. With
+--disks copy raw disks are copied to FILE.ID.raw.
+
 Interrupting the command (Ctrl-C) gives up the snapshot. Whatever happens to a snapshot, the guest runs on and
 nothing incomplete is left under the name of the file.
 
@@ -55,9 +62,12 @@ pub struct SnapshotArgs {
     /// Longest time from the command to the instant that the snapshot shows; 0 protects memory inside the pause.
     #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = values::duration)]
     pub max_arm: Duration,
-    /// Copy the guest's disks beside the file, or only record them (none): a restore then needs them as they were.
+    /// How the disks that the guest can write are kept as of the same instant.
     #[arg(long, value_enum, default_value_t)]
     pub disks: Disks,
+    /// Name of a disk's frozen image, on the file system of the disk; repeatable.
+    #[arg(long = "frozen", value_name = "ID=FILE")]
+    pub frozen: Vec<Assignment>,
     /// Store only what differs from this snapshot, which stays needed for reading.
     #[arg(long, value_name = "FILE")]
     pub parent: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 use hyper::{Method, StatusCode};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::api::{SnapshotStatus, StateAnswer, Status, route};
 use crate::cli::ControlArgs;
@@ -38,6 +39,12 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<Outcome> {
             Some(reason) => facts.add("state", format!("{} ({reason})", status.state)),
             None => facts.add("state", status.state),
         };
+        for disk in &status.disks_full {
+            facts.add(
+                "disk full",
+                format!("{disk}: make room, then `snapvm resume` tries again"),
+            );
+        }
         facts.add("cpus", status.cpus);
         facts.add("memory", human_bytes(status.memory_bytes));
         facts.add("pid", status.pid);
@@ -56,11 +63,21 @@ pub fn status(args: &ControlArgs) -> anyhow::Result<Outcome> {
 
 /// `snapvm cancel`.
 pub fn cancel(args: &ControlArgs) -> anyhow::Result<Outcome> {
+    give_up(args, route::CURRENT_SNAPSHOT, |snapshot: &SnapshotStatus| {
+        snapshot.path.display().to_string()
+    })
+}
+
+/// Asks for the end of something; that there is nothing to end is an answer as well.
+pub(super) fn give_up<T: Serialize + DeserializeOwned>(
+    args: &ControlArgs,
+    route: &str,
+    name: impl FnOnce(&T) -> String,
+) -> anyhow::Result<Outcome> {
     let client = Client::new(&args.api_sock);
-    let answer = block_on(client.send::<SnapshotStatus>(Method::DELETE, route::CURRENT_SNAPSHOT));
-    match answer {
-        Ok(snapshot) => show(args, &snapshot, |facts| {
-            facts.add("cancelling", snapshot.path.display());
+    match block_on(client.send::<T>(Method::DELETE, route)) {
+        Ok(status) => show(args, &status, |facts| {
+            facts.add("cancelling", name(&status));
         }),
         Err(error) => match error.downcast::<Refused>()? {
             refused if refused.status == StatusCode::CONFLICT => {

@@ -1,23 +1,25 @@
 //! `snapvm restore`: brings a machine back from a snapshot and runs it in the foreground.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context;
-use snapshot::{DeviceOverrides, DiskError, RestoreOptions, restore_with_progress};
+use snapshot::{
+    DeviceOverrides, DiskError, DisksRestore, KnownFingerprints, RestoreOptions, restore_with_progress,
+};
 
 use super::runner;
-use crate::cli::RestoreArgs;
+use crate::cli::{RestoreArgs, RestoreDisks};
 use crate::description::{MachineDescription, console_output, serial_output};
 use crate::outcome::{Outcome, one_line};
 use crate::progress::RestoreBar;
 use crate::server::{Host, Vm};
-use crate::values::Assignment;
+use crate::values::by_id;
 
 /// `snapvm restore`.
 pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
     let overrides = overrides(args)?;
     let socket = runner::bind(args.machine.api_sock.as_deref())?;
+    let fingerprints = KnownFingerprints::default();
     let options = RestoreOptions {
         serial: serial_output(&args.machine.serial),
         backing: args.machine.memory_backing.into(),
@@ -25,6 +27,12 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
         paused: args.paused,
         advance_clock: args.advance_clock,
         devices: overrides,
+        disks: match args.disks {
+            RestoreDisks::Overlay => DisksRestore::Overlay,
+            RestoreDisks::InPlace => DisksRestore::InPlace,
+        },
+        check_disks: args.check_disks,
+        fingerprints: fingerprints.clone(),
         ignore_cpu_features: args.ignore_cpu_features,
         ..RestoreOptions::default()
     };
@@ -50,7 +58,9 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<Outcome> {
     if let Some(path) = &args.machine.api_sock {
         runner::announce(path);
     }
-    runner::run_to_end(&Host::of(Vm::new(machine, description)), socket)
+    let mut vm = Vm::new(machine, description);
+    vm.fingerprints = fingerprints;
+    runner::run_to_end(&Host::of(vm), socket)
 }
 
 /// Adds what the caller can do, where that is a flag.
@@ -58,7 +68,7 @@ fn with_advice(error: snapshot::Error, file: &Path) -> anyhow::Error {
     let advice = match &error {
         snapshot::Error::Disk {
             id,
-            source: DiskError::NotCopied,
+            source: DiskError::NotKept,
         } => format!("give the disk as it was by --disk {id}=FILE"),
         snapshot::Error::Disk {
             source: DiskError::Missing { .. },
@@ -68,6 +78,10 @@ fn with_advice(error: snapshot::Error, file: &Path) -> anyhow::Error {
             source: DiskError::Exists { .. },
             ..
         } => "remove it, or choose another place".to_owned(),
+        snapshot::Error::Disk {
+            source: DiskError::NotInPlace { .. },
+            ..
+        } => "leave out --disks in-place".to_owned(),
         _ => return error.into(),
     };
     anyhow::anyhow!("{}; {advice}", one_line(&error.into()))
@@ -75,19 +89,10 @@ fn with_advice(error: snapshot::Error, file: &Path) -> anyhow::Error {
 
 fn overrides(args: &RestoreArgs) -> anyhow::Result<DeviceOverrides> {
     Ok(DeviceOverrides {
-        disks: by_id("--disk", &args.disks)?,
+        disks: by_id("--disk", &args.disk)?,
         nets: by_id("--net", &args.nets)?,
         vsock_uds: args.vsock_uds.clone(),
         vsock_cid: args.vsock_cid,
         console: args.console.as_ref().map(console_output),
     })
-}
-
-fn by_id<T: From<String>>(flag: &str, assignments: &[Assignment]) -> anyhow::Result<BTreeMap<String, T>> {
-    let mut found = BTreeMap::new();
-    for Assignment { id, value } in assignments {
-        let former = found.insert(id.clone(), T::from(value.clone()));
-        anyhow::ensure!(former.is_none(), "{flag} {id} stands twice");
-    }
-    Ok(found)
 }

@@ -59,6 +59,7 @@ async fn serve_to_end(host: &Arc<Host>, socket: Option<ApiSocket>) -> anyhow::Re
         None => None,
         Some(vm) => {
             let _input = Input::begin(host, &vm).context("setting up the terminal")?;
+            heed_disks(&vm);
             let ended = watch_machine(&vm).await;
             Some(ended.context("the thread that watches the machine is gone")?)
         }
@@ -97,6 +98,12 @@ fn shut_down_on_signals(host: &Arc<Host>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Pauses the machine whenever one of its disks is to wait for room on the host.
+fn heed_disks(vm: &Arc<Vm>) {
+    let vm = Arc::clone(vm);
+    thread::spawn(move || vm.heed_disks());
+}
+
 /// Tells when the machine has stopped and no snapshot of it is being written any more.
 fn watch_machine(vm: &Arc<Vm>) -> oneshot::Receiver<StopReason> {
     let (sender, receiver) = oneshot::channel();
@@ -104,6 +111,9 @@ fn watch_machine(vm: &Arc<Vm>) -> oneshot::Receiver<StopReason> {
     thread::spawn(move || {
         let reason = vm.machine.wait();
         vm.jobs.wait_until_idle();
+        // Nobody will use what it would save; what was copied stays copied.
+        vm.flattens.cancel();
+        vm.flattens.wait_until_idle();
         // Nobody waits only when the process ends anyway.
         let _ = sender.send(reason);
     });

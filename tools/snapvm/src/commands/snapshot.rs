@@ -3,6 +3,7 @@
 //! The machine writes the file; this process only watches, so killing it does no harm. An interrupt gives the
 //! snapshot up and waits for the machine to have cleaned up.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::outcome::Outcome;
 use crate::output::{Facts, print_json};
 use crate::progress::SnapshotBar;
 use crate::report;
+use crate::values::{Assignment, by_id};
 
 /// How long the machine is left alone before it is asked how far it is: at first, and at most. The interval doubles
 /// from question to question, so that short snapshots are known at once and long ones are not slowed down.
@@ -60,6 +62,7 @@ fn request(args: &SnapshotArgs) -> anyhow::Result<SnapshotRequest> {
         max_stall_us: micros(args.max_stall)?,
         max_arm_us: micros(args.max_arm)?,
         disks: args.disks,
+        frozen: frozen(&args.frozen)?,
         parent: args.parent.as_deref().map(absolute).transpose()?,
         labels: args
             .labels
@@ -67,6 +70,14 @@ fn request(args: &SnapshotArgs) -> anyhow::Result<SnapshotRequest> {
             .map(|label| (label.key.clone(), label.value.clone()))
             .collect(),
     })
+}
+
+fn frozen(assignments: &[Assignment]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut frozen = by_id::<PathBuf>("--frozen", assignments)?;
+    for path in frozen.values_mut() {
+        *path = absolute(path)?;
+    }
+    Ok(frozen)
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {

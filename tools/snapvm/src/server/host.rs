@@ -90,6 +90,7 @@ impl Host {
     pub fn shut_down(&self) {
         if let Some(vm) = self.vm() {
             vm.jobs.cancel();
+            vm.flattens.cancel();
             vm.machine.stop();
         }
         self.stop.send_replace(true);

@@ -46,21 +46,36 @@ impl End {
     }
 }
 
-/// A snapshot cannot begin while another one is being written.
+/// Why a snapshot cannot begin now.
 #[derive(Debug, thiserror::Error)]
-#[error("snapshot {id} to {} is being written", path.display())]
-pub struct Busy {
-    id: u64,
-    path: std::path::PathBuf,
+pub enum Busy {
+    /// Another one is being written.
+    #[error("snapshot {id} to {} is being written", path.display())]
+    Snapshot {
+        /// Its number.
+        id: u64,
+        /// The file.
+        path: std::path::PathBuf,
+    },
+    /// The files of a disk are changing.
+    #[error("disk {disk} is being flattened: cancel that, or wait for its end")]
+    Flatten {
+        /// The disk.
+        disk: String,
+    },
 }
 
 impl Jobs {
     /// Begins a snapshot; the answer tells when it has ended.
     pub fn start(vm: &Arc<Vm>, request: SnapshotRequest, options: SaveOptions) -> Result<Ended, Busy> {
+        let _starting = vm.starting();
+        if let Some(disk) = vm.flattens.running() {
+            return Err(Busy::Flatten { disk });
+        }
         let mut latest = vm.jobs.lock();
         let id = match &*latest {
             Some(job) if job.is_running() => {
-                return Err(Busy {
+                return Err(Busy::Snapshot {
                     id: job.id,
                     path: job.request.path.clone(),
                 });
@@ -98,6 +113,11 @@ impl Jobs {
             }
             _ => false,
         }
+    }
+
+    /// Returns whether a snapshot is being written.
+    pub fn is_running(&self) -> bool {
+        self.lock().as_ref().is_some_and(Job::is_running)
     }
 
     /// Returns how the latest snapshot stands.

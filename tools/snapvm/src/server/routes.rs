@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State as Shared};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::IntoResponse;
@@ -11,6 +12,7 @@ use axum::routing::{get, post, put};
 use serde::Deserialize;
 
 use super::answer::{Answer, Refusal, accepted, ok};
+use super::disks;
 use super::host::Host;
 use super::jobs::Jobs;
 use super::machine::{balloon, describe_machine, make_machine, set_balloon};
@@ -31,6 +33,13 @@ pub fn router(host: Arc<Host>) -> Router {
         .route(
             route::CURRENT_SNAPSHOT,
             get(snapshot_status).delete(cancel_snapshot),
+        )
+        .route(route::DISKS, get(disks::list))
+        .route(
+            route::FLATTEN,
+            post(disks::start_flatten)
+                .get(disks::flatten_status)
+                .delete(disks::cancel_flatten),
         )
         .route(route::GUEST, get(guest))
         .route(route::GUEST_GAP, put(reset_longest_gap))
@@ -84,25 +93,33 @@ pub(super) async fn on_own_thread<S: Send + Sync + 'static, T: Send + 'static>(
     done.map_err(|error| Refusal::because(StatusCode::INTERNAL_SERVER_ERROR, &error))
 }
 
-/// Query of `POST /v1/snapshots`.
+/// Query of what begins something.
 #[derive(Debug, Deserialize)]
-struct StartQuery {
+pub(super) struct StartQuery {
+    /// Whether the answer waits for its end.
     #[serde(default)]
-    wait: bool,
+    pub(super) wait: bool,
 }
 
-async fn start_snapshot(
-    Shared(host): SharedHost,
-    query: Result<Query<StartQuery>, axum::extract::rejection::QueryRejection>,
-    body: Bytes,
-) -> Answer<SnapshotStatus> {
+/// The query, or what is wrong with it.
+pub(super) type WaitQuery = Result<Query<StartQuery>, QueryRejection>;
+
+impl StartQuery {
+    /// The query, or a refusal.
+    pub(super) fn of(query: WaitQuery) -> Result<Self, Refusal> {
+        let Query(query) = query.map_err(|error| Refusal::because(StatusCode::BAD_REQUEST, &error))?;
+        Ok(query)
+    }
+}
+
+async fn start_snapshot(Shared(host): SharedHost, query: WaitQuery, body: Bytes) -> Answer<SnapshotStatus> {
     let bad_request =
         |error: &(dyn std::error::Error + 'static)| Refusal::because(StatusCode::BAD_REQUEST, error);
     let vm = vm(&host)?;
-    let Query(query) = query.map_err(|error| bad_request(&error))?;
+    let query = StartQuery::of(query)?;
     let request: SnapshotRequest = serde_json::from_slice(&body).map_err(|error| bad_request(&error))?;
     let options = request
-        .to_options(vm.name())
+        .to_options(vm.name(), &vm.fingerprints)
         .map_err(|problem| Refusal::new(StatusCode::BAD_REQUEST, problem))?;
     if on_own_thread(Arc::clone(&vm), Vm::state).await? == State::Stopped {
         return Err(Refusal::new(StatusCode::CONFLICT, "the machine has stopped"));

@@ -1,15 +1,19 @@
 //! The machine as the API shares it: one object that handlers, the snapshot thread and the signal handler hold.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use snapshot::RunSwitch;
-use vmm::{Machine, RunState};
+use snapshot::{KnownFingerprints, RunSwitch};
+use vmm::{Disk, DiskEvent, Machine, RunState};
 
+use super::flatten::Flattens;
 use super::jobs::Jobs;
 use crate::api::{BalloonStatus, GuestStatus, State, Status};
 use crate::description::MachineDescription;
 use crate::guest_meter::GuestMeter;
+
+/// How long is waited for an event of a disk before the machine is looked at.
+const DISK_EVENT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A machine, with all that its control API needs to know about it.
 #[derive(Debug)]
@@ -20,8 +24,14 @@ pub struct Vm {
     pub switch: Arc<RunSwitch>,
     /// Snapshots of this machine, one at a time.
     pub jobs: Jobs,
+    /// Flattenings of its disks, one at a time.
+    pub flattens: Flattens,
     /// What the machine was made from.
     pub description: MachineDescription,
+    /// What is known of the disks' layers.
+    pub fingerprints: KnownFingerprints,
+    /// Keeps a snapshot and a flattening from beginning at the same time; taken before the locks of either.
+    starting: Mutex<()>,
     guest: GuestMeter,
     created: Instant,
 }
@@ -34,9 +44,32 @@ impl Vm {
             machine,
             switch: Arc::default(),
             jobs: Jobs::default(),
+            flattens: Flattens::default(),
             description,
+            fingerprints: KnownFingerprints::default(),
+            starting: Mutex::default(),
             guest: GuestMeter::default(),
             created: Instant::now(),
+        }
+    }
+
+    /// Lets nobody else begin a snapshot or a flattening until the answer is dropped.
+    pub(super) fn starting(&self) -> MutexGuard<'_, ()> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pauses the machine when a disk of it is full and is to wait for room; returns when the machine has stopped.
+    pub fn heed_disks(&self) {
+        while self.state() != State::Stopped {
+            let Some(DiskEvent::Full { disk }) = self.machine.wait_disk_event(DISK_EVENT_INTERVAL) else {
+                continue;
+            };
+            eprintln!(
+                "snapvm: disk {disk} is full and the machine is paused; make room, then `snapvm resume`"
+            );
+            if let Err(error) = self.switch.pause(&self.machine) {
+                tracing::error!(%error, disk, "the machine cannot be paused");
+            }
         }
     }
 
@@ -75,7 +108,14 @@ impl Vm {
             uptime_ms: u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX),
             guest: self.guest(),
             snapshot: self.jobs.latest(),
+            disks_full: self.disks_full(),
         }
+    }
+
+    fn disks_full(&self) -> Vec<String> {
+        let disks = self.machine.disks().into_iter();
+        let full = disks.filter(Disk::waits_for_room);
+        full.map(|disk| disk.id().to_owned()).collect()
     }
 
     /// Returns how large the balloon is and is to be, if there is one.

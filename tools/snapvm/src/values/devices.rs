@@ -1,15 +1,16 @@
 //! Devices typed on the command line: one flag each, its value a list of keys.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use vmm::{BalloonConfig, DiskConfig, DiskFormat, MacAddress, NetConfig, VsockConfig};
+use vmm::{BalloonConfig, DiskCache, DiskConfig, DiskFormat, MacAddress, NetConfig, OnFull, VsockConfig};
 
 use super::list::Items;
 use super::size;
 
 /// What `--disk` takes.
-pub const DISK: &str = "file=PATH[,format=raw][,id=NAME][,readonly]";
+pub const DISK: &str =
+    "file=PATH[,format=raw|qcow2][,id=NAME][,readonly][,cache=writeback|none][,on-full=report|pause]";
 /// What `--net` takes.
 pub const NET: &str = "tap=NAME[,mac=ADDRESS][,id=NAME][,vhost]";
 /// What `--vsock` takes.
@@ -57,19 +58,53 @@ pub fn name_nets(nets: &[Net]) -> Vec<NetConfig> {
     named.collect()
 }
 
+/// The format that the name of a file says. Its content is not asked: a guest could make a raw disk look like an image
+/// that names any file of the host.
+fn format_by_name(file: &Path) -> Result<DiskFormat, String> {
+    match file.extension().and_then(|ending| ending.to_str()) {
+        Some("qcow2") => Ok(DiskFormat::Qcow2),
+        Some("raw" | "img") => Ok(DiskFormat::Raw),
+        _ if file.starts_with("/dev") => Ok(DiskFormat::Raw),
+        _ => Err(format!(
+            "the name of {} does not end in .qcow2, .raw or .img: say format=raw or format=qcow2",
+            file.display()
+        )),
+    }
+}
+
 impl FromStr for Disk {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut items = Items::parse(text, DISK)?;
+        let file = PathBuf::from(items.required("file")?);
         let config = DiskConfig {
-            id: String::new(),
-            file: PathBuf::from(items.required("file")?),
             format: match items.optional("format")?.as_deref() {
-                None | Some("raw") => DiskFormat::Raw,
-                Some(other) => return Err(format!("format {other:?} is not known, only raw is")),
+                None => format_by_name(&file)?,
+                Some("raw") => DiskFormat::Raw,
+                Some("qcow2") => DiskFormat::Qcow2,
+                Some(other) => return Err(format!("format {other:?} is not known, only raw and qcow2 are")),
             },
             readonly: items.flag("readonly")?,
+            cache: match items.optional("cache")?.as_deref() {
+                None | Some("writeback") => DiskCache::Writeback,
+                Some("none") => DiskCache::None,
+                Some(other) => {
+                    return Err(format!(
+                        "cache {other:?} is not known, only writeback and none are"
+                    ));
+                }
+            },
+            on_full: match items.optional("on-full")?.as_deref() {
+                None | Some("report") => OnFull::Report,
+                Some("pause") => OnFull::Pause,
+                Some(other) => {
+                    return Err(format!(
+                        "on-full {other:?} is not known, only report and pause are"
+                    ));
+                }
+            },
+            ..DiskConfig::new("", file)
         };
         let id = items.optional("id")?;
         items.finish()?;
