@@ -15,8 +15,12 @@ use crate::queue::QueueState;
 
 mod full;
 mod hostile;
+mod layers;
+mod locks;
 mod requests;
 mod saved;
+mod small_medium;
+mod traffic;
 
 /// Sectors of a disk under test.
 const SECTORS: u64 = 4096;

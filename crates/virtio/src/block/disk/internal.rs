@@ -1,5 +1,6 @@
 //! Snapshots inside a disk's qcow2 image.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ impl Disk {
     /// `snapshot_id` of `image` keeps; whatever backing file the overlay names is not looked at. Another overlay
     /// can be put on it only once it is flattened.
     ///
+    /// Another machine may be writing to `image`, as long as it does not delete the snapshot.
+    ///
     /// # Errors
     /// As [`Disk::open`], or there is no such snapshot.
     pub fn on_snapshot(config: &DiskConfig, image: &Path, snapshot_id: &str) -> Result<Self> {
@@ -35,8 +38,7 @@ impl Disk {
             access: Access::ReadOnly,
             ..image_options(config)
         };
-        let storage = FileStorage::open(&place.path, options.access, options.cache).map_err(failed)?;
-        let storage = Arc::new(storage);
+        let storage = Arc::new(open_beside_a_writer(&place.path, &options).map_err(failed)?);
         let below = open_below(&place.path, &*storage, &options).map_err(failed)?;
         let snapshot = Image::open_snapshot(storage, below, snapshot_id, &options).map_err(failed)?;
         Self::of(config, open_over(config, Arc::new(snapshot))?)
@@ -97,5 +99,17 @@ impl Disk {
             path: path.unwrap_or_else(|| self.config().file.clone()),
             source,
         }
+    }
+}
+
+/// Opens an image of which only an internal snapshot is read. Locked if nobody writes to it; but who does writes to
+/// other clusters than the snapshot's, so that it is read all the same.
+fn open_beside_a_writer(path: &Path, options: &ImageOptions) -> qcow2::Result<FileStorage> {
+    match FileStorage::open(path, options.access, options.cache) {
+        Err(qcow2::Error::InUse { .. }) => {
+            tracing::debug!(path = %path.display(), "a snapshot is read while its image is written to");
+            Ok(FileStorage::from_file(File::open(path)?, Access::ReadOnly))
+        }
+        opened => opened,
     }
 }
