@@ -31,13 +31,15 @@ use rustix::fs::{SeekFrom, seek};
 
 use super::beside::Watch;
 use super::names::{copy_name, directory, format_name};
-use super::source::{DiskLayer, FrozenImage, Overlay};
+use super::source::{DiskLayer, Overlay};
 use super::{DiskEntry, DiskError, DiskSource, DisksMode, KnownFingerprints};
 use crate::error::{Error, Result};
 use crate::machine_record::LayerRecord;
 use copied::{DiskCopy, Target};
 use internal::Created;
 use layers::{Fingerprinted, fingerprint_layers};
+
+use overlay::Frozen;
 
 pub use left::LeftOverlay;
 pub(crate) use left::LeftOverlays;
@@ -107,7 +109,7 @@ struct AtPoint {
 /// What was done with a disk inside the pause.
 enum Done {
     Recorded { fingerprints: bool },
-    Frozen(Box<dyn FrozenImage>),
+    Frozen(Frozen),
     Created(Created),
     Held(Target, Box<dyn Any + Send>),
 }
@@ -227,11 +229,8 @@ impl Planned {
         let done = match (self.how, created) {
             (How::Internal { .. }, Some(created)) => Done::Created(created),
             (How::Overlay(overlay), _) => {
-                let frozen = overlay.frozen_path().to_owned();
-                let switched = overlay.switch();
-                let image = switched.map_err(|source| failed(DiskError::Overlay { source }))?;
-                left.push(id, frozen);
-                Done::Frozen(image)
+                let frozen = Frozen::switch(overlay, id, left);
+                Done::Frozen(frozen.map_err(|source| failed(DiskError::Overlay { source }))?)
             }
             (How::Copy(target), _) => {
                 let hold = self.source.hold();
@@ -299,8 +298,7 @@ impl AtPoint {
                 kept.add_layers(layers, since);
             }
             Done::Frozen(image) => {
-                let layers = image.layers();
-                overlay::settle(&*image, &layers)?;
+                let layers = image.settle()?;
                 kept.times.settle = since.elapsed();
                 kept.entry.mode = DisksMode::Overlay;
                 kept.file = layers.first().and_then(|layer| layer.path.clone());

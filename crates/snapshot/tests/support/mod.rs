@@ -1,6 +1,9 @@
 //! Plain memory with fake disks: files that a thread writes whenever they are not held.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod faulty;
+pub mod live;
+
 use std::any::Any;
 use std::fs::{self, File};
 use std::io;

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use vmm::{DiskFormat, FrozenFor};
 
-use super::{DiskResult, DiskWishes};
+use super::{DiskResult, DiskWishes, LeftOverlays};
 use crate::disk::names::{directory, format_name, frozen_path};
-use crate::disk::source::{DiskLayer, FrozenImage, Overlay};
+use crate::disk::source::{DiskFault, DiskLayer, FrozenImage, Overlay};
 use crate::disk::{DiskError, DiskSource, MAX_DEPTH};
 
 /// The snapshot file that frozen images will belong to.
@@ -76,11 +76,50 @@ fn frozen_name(
     frozen_path(snapshot, id, format_name(format), beside)
 }
 
-/// Makes the frozen image durable.
-pub(super) fn settle(image: &dyn FrozenImage, layers: &[DiskLayer]) -> DiskResult<()> {
-    let path = || layers.first().and_then(|layer| layer.path.clone());
-    image.settle().map_err(|source| DiskError::Settle {
-        path: path().unwrap_or_default(),
-        source,
-    })
+/// An image that a disk was switched away from and that is not durable yet.
+///
+/// If the save fails before it is, it is made durable afterwards, when the guest runs: others cannot read it before.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    image: Option<Box<dyn FrozenImage>>,
+    left: LeftOverlays,
+}
+
+impl Frozen {
+    /// Lets the disk go on in its overlay.
+    pub(super) fn switch(
+        overlay: Box<dyn Overlay>,
+        disk: &str,
+        left: &LeftOverlays,
+    ) -> Result<Self, DiskFault> {
+        let frozen = overlay.frozen_path().to_owned();
+        let image = overlay.switch()?;
+        left.push(disk, frozen);
+        Ok(Self {
+            image: Some(image),
+            left: left.clone(),
+        })
+    }
+
+    /// Makes the image durable, and returns it with its backing files.
+    pub(super) fn settle(mut self) -> DiskResult<Vec<DiskLayer>> {
+        let Some(image) = self.image.take() else {
+            return Ok(Vec::new());
+        };
+        let layers = image.layers();
+        let path = || layers.first().and_then(|layer| layer.path.clone());
+        image.settle().map_err(|source| DiskError::Settle {
+            path: path().unwrap_or_default(),
+            source,
+        })?;
+        Ok(layers)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Some(image) = self.image.take() {
+            self.left.settle_later(image);
+        }
+    }
 }
