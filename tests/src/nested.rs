@@ -6,12 +6,13 @@
 //! do, and its entries come back one by one as they are made.
 //!
 //! `kernel` finds what `cargo xtask setup` has fetched, `archive` writes initramfs archives, `programs` builds the
-//! static programs, `workshop` puts all of it together, `outer` runs QEMU, `ran` judges what came back.
+//! static programs, `qemu_img` bundles a judge of disk images, `workshop` puts all of it together, `outer` runs QEMU, `ran` judges what came back.
 
 mod archive;
 mod kernel;
 mod outer;
 mod programs;
+mod qemu_img;
 mod ran;
 mod workshop;
 

@@ -14,6 +14,8 @@ pub struct Plan {
     pub programs: PathBuf,
     /// A static `e2fsck`, where there is one.
     pub e2fsck: Option<PathBuf>,
+    /// How `qemu-img` is run, where there is one: a program and its first arguments.
+    pub qemu_img: Option<Vec<String>>,
     /// An empty ext4 file system for the guests' second disk.
     pub files_image: PathBuf,
     /// Directory for everything that is made; on a file system in memory.
@@ -45,8 +47,19 @@ pub enum Round {
         cpus: u32,
         /// Asynchronous snapshots, each of them restored.
         snapshots: u32,
-        /// Whether the host's kernel serves vsock, so that it writes guest memory itself.
-        vhost: bool,
+        /// What the guest's disks are, and how a snapshot keeps them.
+        disks: Disks,
+        /// What else is asked of the machine.
+        extra: Extra,
+    },
+    /// A Linux guest whose `snapvm` is killed in the midst of snapshots, and which is started again on its disks.
+    Killed {
+        /// The kernel.
+        kernel: PlannedKernel,
+        /// What the guest's disks are, and how a snapshot keeps them.
+        disks: Disks,
+        /// Snapshots in whose midst it is killed, each at another moment.
+        kills: u32,
     },
     /// A program that is run and must succeed.
     Program {
@@ -55,6 +68,32 @@ pub enum Round {
         /// The program with its arguments.
         command: Vec<String>,
     },
+}
+
+/// What the disks of a Linux guest are, and how a snapshot keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Disks {
+    /// Raw files, which are copied.
+    RawCopied,
+    /// Raw files, frozen under a first overlay; then overlays on overlays.
+    RawOverlaid,
+    /// qcow2 images, frozen under overlays.
+    Qcow2Overlaid,
+    /// qcow2 images with an internal snapshot each.
+    Qcow2Internal,
+}
+
+/// What is asked of a Linux machine besides disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extra {
+    /// Nothing.
+    Nothing,
+    /// The host's kernel serves vsock, so that it writes guest memory itself.
+    Vhost,
+    /// A network interface, a console device and a balloon.
+    Devices,
 }
 
 /// A kernel that the suite boots.

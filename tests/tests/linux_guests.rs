@@ -8,11 +8,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use e2e::nested::{self, Missing, Ran, Wanted};
-use e2e::plan::{PlannedKernel, Round};
+use e2e::plan::{Disks, Extra, PlannedKernel, Round};
 
 /// Snapshots of the main scenarios, and of the others.
 const MANY: u32 = 20;
 const FEW: u32 = 3;
+
+/// Snapshots in whose midst the machine is killed, with each kind of disks.
+const KILLS: u32 = 7;
 
 /// Bounds for hanging machines; a run takes a fraction of them.
 const SHORT: Duration = Duration::from_secs(15 * 60);
@@ -47,7 +50,7 @@ fn a_newer_host_kernel_protects_memory_that_is_not_there() {
 fn linux_with_one_processor_never_notices() {
     let wanted = wanted("linux_with_one_processor", CLOUD, &[CLOUD], LONG);
     run(&wanted, |kernels, _place| {
-        vec![linux(&kernels[0], 1, MANY, false)]
+        vec![linux(&kernels[0], 1, MANY, Disks::Qcow2Overlaid, Extra::Nothing)]
     });
 }
 
@@ -55,26 +58,45 @@ fn linux_with_one_processor_never_notices() {
 fn linux_with_two_processors_never_notices() {
     let wanted = wanted("linux_with_two_processors", CLOUD, &[CLOUD], LONG);
     run(&wanted, |kernels, _place| {
-        vec![linux(&kernels[0], 2, MANY, false)]
+        vec![linux(&kernels[0], 2, MANY, Disks::Qcow2Internal, Extra::Nothing)]
+    });
+}
+
+#[test]
+fn what_a_kill_leaves_is_what_the_guest_last_saw() {
+    let wanted = wanted("killed", CLOUD, &[CLOUD], LONG);
+    run(&wanted, |kernels, _place| {
+        let killed = |disks| Round::Killed {
+            kernel: kernels[0].clone(),
+            disks,
+            kills: KILLS,
+        };
+        vec![killed(Disks::Qcow2Overlaid), killed(Disks::Qcow2Internal)]
     });
 }
 
 #[test]
 fn copies_of_a_generic_kernel_know_what_they_are() {
     let wanted = wanted("generic_kernel", CLOUD, &[GENERIC], SHORT);
-    run(&wanted, |kernels, _place| vec![linux(&kernels[0], 2, FEW, false)]);
+    run(&wanted, |kernels, _place| {
+        vec![linux(&kernels[0], 2, FEW, Disks::RawOverlaid, Extra::Nothing)]
+    });
 }
 
 #[test]
 fn copies_of_a_newer_kernel_know_what_they_are() {
     let wanted = wanted("newer_kernel", CLOUD, &[NEWER], SHORT);
-    run(&wanted, |kernels, _place| vec![linux(&kernels[0], 2, FEW, false)]);
+    run(&wanted, |kernels, _place| {
+        vec![linux(&kernels[0], 2, FEW, Disks::RawCopied, Extra::Nothing)]
+    });
 }
 
 #[test]
 fn linux_of_another_distribution_never_notices() {
     let wanted = wanted("ubuntu_kernel", CLOUD, &[UBUNTU], SHORT);
-    run(&wanted, |kernels, _place| vec![linux(&kernels[0], 1, FEW, false)]);
+    run(&wanted, |kernels, _place| {
+        vec![linux(&kernels[0], 1, FEW, Disks::Qcow2Overlaid, Extra::Devices)]
+    });
 }
 
 #[test]
@@ -94,7 +116,7 @@ fn what_the_kernel_writes_for_vhost_is_captured() {
         vec![
             program("vhost-vsock without a guest", &["--rounds", "20"]),
             program("the oracle of vhost can fail", &["--no-protect", "--rounds", "3"]),
-            linux(&kernels[0], 1, FEW, true),
+            linux(&kernels[0], 1, FEW, Disks::RawCopied, Extra::Vhost),
         ]
     });
 }
@@ -108,12 +130,13 @@ fn wanted<'a>(name: &'a str, outer: &'a str, kernels: &'a [&'a str], limit: Dura
     }
 }
 
-fn linux(kernel: &PlannedKernel, cpus: u32, snapshots: u32, vhost: bool) -> Round {
+fn linux(kernel: &PlannedKernel, cpus: u32, snapshots: u32, disks: Disks, extra: Extra) -> Round {
     Round::Linux {
         kernel: kernel.clone(),
         cpus,
         snapshots,
-        vhost,
+        disks,
+        extra,
     }
 }
 

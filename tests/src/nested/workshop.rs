@@ -10,9 +10,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use linux_guest::disk::FILE_SYSTEM_BYTES;
 
 use super::archive::Archive;
 use super::kernel::{GENERATION_ID_MODULE, Kernel};
+use super::qemu_img::QemuImg;
 use super::ran::Ran;
 use super::{outer, programs};
 use crate::plan::{Plan, PlannedKernel, Round};
@@ -97,6 +99,15 @@ pub fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> 
         files.push((format!("{PLACE}/e2fsck"), fs::read(&e2fsck)?));
     }
     files.push((format!("{PLACE}/files.ext4"), workshop.file_system()?));
+    let qemu_img = match QemuImg::find()? {
+        Some(found) if is_direct => Some(found.command()),
+        Some(found) if !wanted.kernels.is_empty() => {
+            let parts = found.files()?.into_iter();
+            files.extend(parts.map(|(name, content)| (format!("{PLACE}/{name}"), content)));
+            Some(found.command_in(&place))
+        }
+        _ => None,
+    };
     let report = workshop.directory.join("report.jsonl");
     let plan = Plan {
         report: if is_direct {
@@ -106,6 +117,7 @@ pub fn run(wanted: &Wanted<'_>, rounds: impl FnOnce(&[PlannedKernel], &Path) -> 
         },
         programs: place.clone(),
         e2fsck: e2fsck.is_file().then(|| place.join("e2fsck")),
+        qemu_img,
         files_image: place.join("files.ext4"),
         work: if is_direct {
             workshop.directory.join("work")
@@ -226,7 +238,7 @@ impl Workshop {
             .env("PATH", search)
             .args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0"])
             .arg(&image)
-            .arg("24M")
+            .arg(format!("{}K", FILE_SYSTEM_BYTES >> 10))
             .stdin(Stdio::null())
             .status()
             .context("cannot run mke2fs")?;

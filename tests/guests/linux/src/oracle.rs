@@ -3,12 +3,14 @@
 //! Each load is one module and one or more threads; all share [`Health`], into which they count what went right and
 //! write down what went wrong. A load that the machine has no device for is left out, and its counters stay 0.
 
+mod console;
 mod disk;
 mod entropy;
 mod files;
 mod health;
 mod kernel_log;
 mod memory;
+mod network;
 mod pipe;
 mod report;
 mod timers;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::Result;
+use linux_guest::disk::Counter;
 
 use crate::options::Options;
 use health::Health;
@@ -42,11 +45,22 @@ pub fn run(options: &Options) -> Result<()> {
     start("pipe", Box::new(pipe::exchange));
     let seed = options.seed;
     if let Some(disk) = disk::find("counter")? {
-        start("disk", Box::new(move |health| disk::count(&disk, seed, health)));
+        let counter = Counter::alone(seed);
+        start(
+            "disk",
+            Box::new(move |health| disk::count_flushed(&disk, counter, health)),
+        );
     }
     if let Some(disk) = disk::find("files")? {
+        let (tail, counter) = (disk.clone(), Counter::behind_files(seed));
+        start(
+            "tail",
+            Box::new(move |health| disk::count_unflushed(&tail, counter, health)),
+        );
         start("files", Box::new(move |health| files::write(&disk, seed, health)));
     }
+    start("network", Box::new(network::send));
+    start("console", Box::new(console::write));
     if options.vsock {
         start(
             "vsock",

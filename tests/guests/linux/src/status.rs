@@ -44,6 +44,8 @@ pub struct Status {
     pub disk_completed: u64,
     /// Step up to which the counter disk is flushed.
     pub disk_flushed: u64,
+    /// Step up to which the counter behind the file system is written; it is never flushed by itself.
+    pub tail_completed: u64,
     /// Files written, renamed and checked.
     pub file_cycles: u64,
     /// Timers that expired and were neither early nor lost.
@@ -56,6 +58,10 @@ pub struct Status {
     pub stream_bytes: u64,
     /// Connections made to receive them.
     pub stream_connections: u64,
+    /// Packets that the network device has sent.
+    pub packets: u64,
+    /// Lines written to the console device.
+    pub console_lines: u64,
     /// Times that the kernel has noticed to be in a copy.
     pub forks: u64,
     /// Fresh random bytes.

@@ -27,7 +27,7 @@ fn rounds(plan: &Plan, snapshots: u32, machine: &mut Machine, report: &mut Repor
     let file = plan.work.join("builtin.vmsnap");
     for number in 1..=snapshots {
         report.step(&format!("snapshot {number}"), |seen| {
-            snapshot::take(machine, &file, seen)?;
+            snapshot::take(machine, &file, &[], seen)?;
             check(plan, &file)
         })?;
     }
@@ -41,7 +41,7 @@ fn rounds(plan: &Plan, snapshots: u32, machine: &mut Machine, report: &mut Repor
         .step("restore", |_seen| restored.wait_for_socket())
         .and_then(|()| {
             report.step("snapshot of the restored guest", |seen| {
-                snapshot::take(&restored, &again, seen)?;
+                snapshot::take(&restored, &again, &[], seen)?;
                 check(plan, &again)
             })
         });

@@ -44,6 +44,8 @@ pub struct Machine {
     socket: PathBuf,
     /// What was said when the kernel noticed to be in a copy.
     pub forks: VecDeque<Entropy>,
+    /// What was said last.
+    pub last: Option<Said>,
     /// When the process was started.
     pub started: Instant,
 }
@@ -78,6 +80,7 @@ impl Machine {
             errors,
             socket,
             forks: VecDeque::new(),
+            last: None,
             started,
         })
     }
@@ -132,10 +135,12 @@ impl Machine {
                         status.errors,
                         status.messages.join("; ")
                     );
-                    return Ok(Some(Said {
+                    let said = Said {
                         status: *status,
                         heard_ms,
-                    }));
+                    };
+                    self.last = Some(said.clone());
+                    return Ok(Some(said));
                 }
                 Ok((_, Line::Forked(entropy))) => self.forks.push_back(entropy),
                 Ok((_, Line::Failed { error })) => bail!("{}: the guest gave up: {error}", self.name),
@@ -150,10 +155,8 @@ impl Machine {
 
     /// Runs a command of `snapvm` against this machine and returns its JSON.
     pub fn control(&self, command: &str, arguments: &[&str]) -> Result<Value> {
-        let output = Command::new(self.programs.join("snapvm"))
-            .args([command, "--json", "--api-sock"])
-            .arg(&self.socket)
-            .args(arguments)
+        let output = self
+            .command(command, arguments)
             .output()
             .context("cannot run snapvm")?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -164,6 +167,34 @@ impl Machine {
             said.trim()
         );
         serde_json::from_slice(&output.stdout).with_context(|| format!("answer of snapvm {command}"))
+    }
+
+    /// Begins a command of `snapvm` against this machine; nobody hears what it says.
+    pub fn begin(&self, command: &str, arguments: &[&str]) -> Result<Child> {
+        self.command(command, arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot run snapvm")
+    }
+
+    fn command(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut built = Command::new(self.programs.join("snapvm"));
+        built
+            .args(command.split(' '))
+            .args(["--json", "--api-sock"])
+            .arg(&self.socket)
+            .args(arguments);
+        built
+    }
+
+    /// Kills the machine, whatever it is doing, and returns what its guest said last.
+    pub fn kill(mut self) -> Result<Option<Said>> {
+        self.child.kill().context("cannot kill snapvm")?;
+        self.child.wait()?;
+        // What was on its way is heard until the channel is found closed; that snapvm has ended is no news.
+        while let Ok(Some(_said)) = self.next(PATIENCE) {}
+        Ok(self.last.take())
     }
 
     /// Tells the guest to power off; `snapvm` must end well.

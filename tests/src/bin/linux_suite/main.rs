@@ -7,7 +7,10 @@
 
 mod builtin;
 mod clock;
-mod copy;
+mod disks;
+mod guest;
+mod images;
+mod killed;
 mod linux;
 mod machine;
 mod report;
@@ -17,8 +20,9 @@ mod snapshot;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
-use e2e::plan::{Plan, Round};
+use e2e::plan::{Extra, Plan, Round};
 
+use guest::Guest;
 use report::Report;
 
 /// Where the plan is when no argument names it.
@@ -57,8 +61,16 @@ fn run_round(plan: &Plan, round: &Round, report: &mut Report) -> Result<()> {
             kernel,
             cpus,
             snapshots,
-            vhost,
-        } => linux::Scenario::new(plan, kernel, *cpus, *vhost).run(*snapshots, report),
+            disks,
+            extra,
+        } => {
+            let guest = Guest::new(plan, kernel, *cpus, *disks, *extra);
+            linux::Scenario::new(&guest).run(*snapshots, report)
+        }
+        Round::Killed { kernel, disks, kills } => {
+            let guest = Guest::new(plan, kernel, 1, *disks, Extra::Nothing);
+            killed::run(&guest, *kills, report)
+        }
         Round::Program { name, command } => {
             report.scenario(name);
             report.step("run", |_seen| run_program(command))

@@ -38,6 +38,11 @@ impl Seen {
         self.figures.insert(name.to_owned(), number);
     }
 
+    /// Returns a number that was written down, or a time in milliseconds.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        self.figures.get(name).copied()
+    }
+
     /// Writes down a fact.
     pub fn fact(&mut self, name: &str, fact: impl Into<String>) {
         self.facts.insert(name.to_owned(), fact.into());

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -17,9 +17,8 @@ use crate::report::Seen;
 const MAX_STALL: &str = "60s";
 
 /// Takes an asynchronous snapshot and writes down its figures.
-pub fn take(machine: &Machine, file: &Path, seen: &mut Seen) -> Result<()> {
-    let path = file.to_str().context("paths of the suite are UTF-8")?;
-    let answer = machine.control("snapshot", &["--codec", "lz4", "--max-stall", MAX_STALL, path])?;
+pub fn take(machine: &Machine, file: &Path, more: &[&str], seen: &mut Seen) -> Result<()> {
+    let answer = machine.control("snapshot", &arguments(file, more)?)?;
     let report = &answer["report"];
     let micros = |value: &Value| value.as_u64().map(Duration::from_micros);
     let statistics = &report["statistics"];
@@ -45,6 +44,16 @@ pub fn take(machine: &Machine, file: &Path, seen: &mut Seen) -> Result<()> {
     let expected = expected_path()?;
     ensure!(path == expected, "the kernel path is {path}, not {expected}");
     Ok(())
+}
+
+/// Begins a snapshot, which is to be cut short.
+pub fn begin(machine: &Machine, file: &Path, more: &[&str]) -> Result<Child> {
+    machine.begin("snapshot", &arguments(file, more)?)
+}
+
+fn arguments<'a>(file: &'a Path, more: &[&'a str]) -> Result<Vec<&'a str>> {
+    let path = file.to_str().context("paths of the suite are UTF-8")?;
+    Ok([more, &["--codec", "lz4", "--max-stall", MAX_STALL, path]].concat())
 }
 
 /// Checks that `snaptool` finds the kernel in a snapshot: a core file with its addresses, its release, its processors.

@@ -29,8 +29,10 @@ const BREATH: Duration = Duration::from_millis(400);
 /// Mounts the disk as ext4 and works on it without end.
 pub fn write(disk: &Path, seed: u64, health: &Health) -> Result<()> {
     fs::create_dir_all(PLACE)?;
-    mount(disk, PLACE, "ext4", MountFlags::empty(), None)
+    // What is deleted is given back to the device.
+    mount(disk, PLACE, "ext4", MountFlags::empty(), c"discard")
         .with_context(|| format!("cannot mount {}", disk.display()))?;
+    remove_leftovers()?;
     let mut slots = [None; SLOTS];
     for cycle in 0.. {
         let slot = slot_of(cycle);
@@ -52,6 +54,17 @@ pub fn write(disk: &Path, seed: u64, health: &Health) -> Result<()> {
         }
         health.file_cycles.store(cycle + 1, Relaxed);
         thread::sleep(BREATH);
+    }
+    Ok(())
+}
+
+/// Removes the files of an earlier life of the disk.
+fn remove_leftovers() -> Result<()> {
+    for entry in fs::read_dir(PLACE)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
     }
     Ok(())
 }

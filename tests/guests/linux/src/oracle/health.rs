@@ -17,12 +17,15 @@ pub struct Health {
     pub passes: AtomicU64,
     pub disk_completed: AtomicU64,
     pub disk_flushed: AtomicU64,
+    pub tail_completed: AtomicU64,
     pub file_cycles: AtomicU64,
     pub timer_ticks: AtomicU64,
     pub timer_late_us: AtomicU64,
     pub exchanges: AtomicU64,
     pub stream_bytes: AtomicU64,
     pub stream_connections: AtomicU64,
+    pub packets: AtomicU64,
+    pub console_lines: AtomicU64,
     pub forks: AtomicU64,
 }
 
@@ -49,12 +52,15 @@ impl Health {
             passes: self.passes.load(Relaxed),
             disk_completed: self.disk_completed.load(Relaxed),
             disk_flushed: self.disk_flushed.load(Relaxed),
+            tail_completed: self.tail_completed.load(Relaxed),
             file_cycles: self.file_cycles.load(Relaxed),
             timer_ticks: self.timer_ticks.load(Relaxed),
             timer_late_us: self.timer_late_us.load(Relaxed),
             exchanges: self.exchanges.load(Relaxed),
             stream_bytes: self.stream_bytes.load(Relaxed),
             stream_connections: self.stream_connections.load(Relaxed),
+            packets: self.packets.load(Relaxed),
+            console_lines: self.console_lines.load(Relaxed),
             forks: self.forks.load(Relaxed),
             ..Status::default()
         }
