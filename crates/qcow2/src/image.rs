@@ -152,14 +152,16 @@ impl Image {
         self.frozen.store(false, Ordering::Release);
     }
 
-    /// Makes everything written durable and complete: nothing is left in memory that the file does not have.
+    /// Makes everything written durable and complete: nothing is left in memory that the file does not have, unless
+    /// something is written meanwhile.
     ///
     /// A frozen image gives its lock up to that of a reader, so that other programs may read the file.
     ///
     /// # Errors
     /// As [`flush`](Self::flush).
     pub fn settle(&self) -> Result<()> {
-        let _still = self.still();
+        // Not exclusively: the overlay of a frozen image reads through it meanwhile.
+        let _running = self.running();
         self.engine.flush_all()?;
         if let Some(file) = &self.file
             && self.is_read_only()

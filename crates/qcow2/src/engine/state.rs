@@ -7,7 +7,7 @@ use super::Medium;
 use super::table_cache::{Table, TableCache, TableParts};
 use crate::error::{Corruption, Result, Usage};
 use crate::fields;
-use crate::format::{ClusterSize, CompressedCluster, HostCluster, L1Entry, L2Entry};
+use crate::format::{COMPRESSED, ClusterSize, CompressedCluster, HostCluster, L1Entry, L2Entry, ZERO};
 use crate::header::Header;
 use crate::metadata::Metadata;
 use crate::refcount::{DirtyRefcounts, Refcounts};
@@ -184,8 +184,7 @@ impl State {
             file_bytes: self.cluster.round_up(file_bytes),
             refcounts: self.refcounts.as_ref(),
         };
-        let is_bad = |(index, entry): (usize, &L2Entry)| judge.is_bad(*entry).then_some(index);
-        let bad = entries.iter().enumerate().filter_map(is_bad).collect();
+        let bad = judge.bad_entries(&entries);
         Table::clean(offset, entries, bad)
     }
 
@@ -303,6 +302,42 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    /// Returns the indexes of entries that no I/O may follow.
+    ///
+    /// Clusters that follow one another in the file are looked up at once: there are many of them.
+    fn bad_entries(&self, entries: &[L2Entry]) -> Vec<usize> {
+        let mut bad = Vec::new();
+        let mut index = 0;
+        for run in entries.chunk_by(|one, next| self.is_followed_by(*one, *next)) {
+            if self.may_be_bad(run) {
+                let found = run.iter().zip(index..).filter(|(entry, _)| self.is_bad(**entry));
+                bad.extend(found.map(|(_, index)| index));
+            }
+            index += run.len();
+        }
+        bad
+    }
+
+    /// Returns whether both entries are empty, or plain data in clusters that follow one another.
+    fn is_followed_by(&self, one: L2Entry, next: L2Entry) -> bool {
+        let plain = |entry: L2Entry| entry.0 & (COMPRESSED | ZERO) == 0 && entry.host_offset() != 0;
+        (one.0 == 0 && next.0 == 0)
+            || (plain(one) && plain(next) && next.host_offset() == one.host_offset() + self.cluster.bytes())
+    }
+
+    /// Returns whether one of the entries of a run may be bad.
+    fn may_be_bad(&self, run: &[L2Entry]) -> bool {
+        match run {
+            [] => false,
+            [entry, ..] if entry.0 == 0 => false,
+            [entry] => self.is_bad(*entry),
+            [first, .., last] => {
+                let cluster = self.cluster.cluster_of(first.host_offset());
+                self.is_bad(*first) || self.is_bad(*last) || self.is_metadata(cluster, run.len() as u64)
+            }
+        }
+    }
+
     /// Returns whether no I/O may follow an entry.
     fn is_bad(&self, entry: L2Entry) -> bool {
         if let Some(compressed) = entry.compressed(self.cluster.bits()) {

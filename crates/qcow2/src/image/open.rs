@@ -1,5 +1,6 @@
 //! Opening images, alone or with the chain below them.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
@@ -10,6 +11,7 @@ use crate::engine::{Engine, Parts};
 use crate::error::{Corruption, Result};
 use crate::layer::{Layer, RawImage};
 use crate::metadata::{self, Metadata};
+use crate::repair::{Repair, repair};
 use crate::snapshots;
 use crate::storage::{Access, Cache, FileStorage, Storage};
 
@@ -72,8 +74,11 @@ impl Image {
         backing: Option<Arc<dyn Layer>>,
         options: &ImageOptions,
     ) -> Result<Self> {
-        let metadata = Metadata::open(storage)?;
+        let mut metadata = Metadata::open(storage)?;
         if options.access == Access::ReadWrite {
+            if metadata.header.is_dirty() && !metadata.header.is_marked_corrupt() {
+                metadata = repaired(&metadata)?;
+            }
             metadata.ensure_writable()?;
         }
         let virtual_size_bytes = metadata.header.virtual_size_bytes;
@@ -176,6 +181,16 @@ impl Image {
             frozen: AtomicBool::new(false),
         })
     }
+}
+
+/// Repairs an image that was not closed by a writer who postpones refcounts, and reads its metadata again.
+fn repaired(metadata: &Metadata) -> Result<Metadata> {
+    tracing::warn!("the image was not closed; its refcounts are counted anew");
+    let report = repair(metadata.storage().clone(), Repair::All, &mut |_, _| {
+        ControlFlow::Continue(())
+    })?;
+    tracing::info!(?report, "the image is repaired");
+    Metadata::open(metadata.storage().clone())
 }
 
 /// Opens layers for reading, given from the top down, and returns the top one.

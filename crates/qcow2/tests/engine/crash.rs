@@ -7,7 +7,7 @@ use std::sync::Arc;
 use qcow2::replay::{Crash, Recorder};
 use qcow2::{Image, ImageOptions, Layer, MemoryStorage};
 
-use crate::driver::{Below, Driver, Options, Step, checked};
+use crate::driver::{Below, Driver, Lower, Options, Step, checked};
 
 /// What was recorded.
 struct Recording {
@@ -23,8 +23,21 @@ struct Recording {
 fn record(options: Options, seed: u64, steps: usize) -> Recording {
     let storage = Arc::new(MemoryStorage::new());
     options.create(storage.as_ref());
-    let (below, _, shadow) = options.lower_layer();
-    let mut driver = Driver::new(Options { snapshots: false, ..options }, storage.clone(), below.clone(), shadow, seed);
+    let Lower {
+        layer: below,
+        shown: shadow,
+        ..
+    } = options.lower_layer();
+    let mut driver = Driver::new(
+        Options {
+            snapshots: false,
+            ..options
+        },
+        storage.clone(),
+        below.clone(),
+        shadow,
+        seed,
+    );
     for _ in 0..steps / 2 {
         driver.step();
     }
@@ -38,8 +51,16 @@ fn record(options: Options, seed: u64, steps: usize) -> Recording {
 
     let recorder = Recorder::new();
     let file = recorder.existing("disk", storage.to_bytes());
-    let mut driver =
-        Driver::new(Options { snapshots: false, ..options }, file, below.clone(), shadow.clone(), seed ^ 0xabcd);
+    let mut driver = Driver::new(
+        Options {
+            snapshots: false,
+            ..options
+        },
+        file,
+        below.clone(),
+        shadow.clone(),
+        seed ^ 0xabcd,
+    );
     let mut history = vec![shadow];
     for step in 1..=steps {
         let done = driver.step();
@@ -65,7 +86,11 @@ impl Recording {
         let what = format!("{:?}: {}", self.options, crash.description());
         let storage = Arc::new(crash.storage("disk").unwrap());
         let report = checked(storage.clone());
-        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}: {report:?}");
+        assert_eq!(
+            (report.corruptions, report.check_errors),
+            (0, 0),
+            "{what}: {report:?}"
+        );
 
         let flushed: usize = crash.marks().last().map_or(0, |step| step.parse().unwrap());
         let image = Image::open(storage.clone(), self.below.clone(), &ImageOptions::read_only()).unwrap();
@@ -75,10 +100,14 @@ impl Recording {
         for (sector, content) in read.chunks(512).enumerate() {
             let range = sector * 512..sector * 512 + content.len();
             let known = versions.iter().any(|version| &version[range.clone()] == content);
-            assert!(known, "{what}: sector {sector} is what it never was since step {flushed}");
+            assert!(
+                known,
+                "{what}: sector {sector} is what it never was since step {flushed}"
+            );
         }
         if let Some((id, content)) = &self.snapshot {
-            let view = Image::open_snapshot(storage, self.below.clone(), id, &ImageOptions::read_only()).unwrap();
+            let view =
+                Image::open_snapshot(storage, self.below.clone(), id, &ImageOptions::read_only()).unwrap();
             crate::driver::assert_reads(&view, content, &what);
         }
     }
@@ -86,7 +115,11 @@ impl Recording {
     fn verify_all(&self, seed: u64) -> usize {
         let mut seen = HashSet::new();
         let mut crashes = 0;
-        for crash in self.recorder.kills().chain(self.recorder.power_losses(seed, samples())) {
+        for crash in self
+            .recorder
+            .kills()
+            .chain(self.recorder.power_losses(seed, samples()))
+        {
             crashes += 1;
             seen.insert(crash.marks().len());
             self.verify(&crash);
@@ -98,12 +131,21 @@ impl Recording {
 
 /// Power losses for each stretch between two syncs; more with the environment variable.
 fn samples() -> usize {
-    std::env::var("QCOW2_CRASH_SAMPLES").ok().and_then(|samples| samples.parse().ok()).unwrap_or(6)
+    std::env::var("QCOW2_CRASH_SAMPLES")
+        .ok()
+        .and_then(|samples| samples.parse().ok())
+        .unwrap_or(6)
 }
 
 fn no_crash_corrupts(sets: &[(u32, u32, u32)], below: Below, snapshots: bool) {
     for (&(version, cluster_bits, refcount_bits), seed) in sets.iter().zip(100..) {
-        let options = Options { version, cluster_bits, refcount_bits, below, snapshots };
+        let options = Options {
+            version,
+            cluster_bits,
+            refcount_bits,
+            below,
+            snapshots,
+        };
         let crashes = record(options, seed, 40).verify_all(seed);
         assert!(crashes > 100, "{options:?}: only {crashes} crashes");
     }
@@ -111,12 +153,20 @@ fn no_crash_corrupts(sets: &[(u32, u32, u32)], below: Below, snapshots: bool) {
 
 #[test]
 fn no_crash_corrupts_an_image() {
-    no_crash_corrupts(&[(3, 9, 16), (3, 12, 1), (2, 10, 16), (3, 14, 64)], Below::Nothing, false);
+    no_crash_corrupts(
+        &[(3, 9, 16), (3, 12, 1), (2, 10, 16), (3, 14, 64)],
+        Below::Nothing,
+        false,
+    );
 }
 
 #[test]
 fn no_crash_corrupts_an_image_with_a_snapshot() {
-    no_crash_corrupts(&[(3, 9, 16), (3, 12, 8), (2, 10, 16), (3, 13, 64)], Below::Nothing, true);
+    no_crash_corrupts(
+        &[(3, 9, 16), (3, 12, 8), (2, 10, 16), (3, 13, 64)],
+        Below::Nothing,
+        true,
+    );
 }
 
 #[test]

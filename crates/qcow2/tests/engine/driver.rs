@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use qcow2::replay::Random;
 use qcow2::{
-    Access, Backing, CreateOptions, Image, ImageFormat, ImageOptions, Layer, MemoryStorage, Metadata, RawImage,
-    Storage, check,
+    Access, Backing, CreateOptions, Image, ImageFormat, ImageOptions, Layer, MemoryStorage, Metadata,
+    RawImage, Storage, check,
 };
 
 /// What lies below an image.
@@ -29,6 +29,14 @@ pub struct Options {
     pub snapshots: bool,
 }
 
+/// A layer below an image.
+pub struct Lower {
+    pub layer: Option<Arc<dyn Layer>>,
+    pub storage: Option<Arc<MemoryStorage>>,
+    /// What a new image over it reads as.
+    pub shown: Vec<u8>,
+}
+
 /// Names of the files below an image, as the image states them.
 pub const RAW_NAME: &str = "below.raw";
 pub const QCOW2_NAME: &str = "below.qcow2";
@@ -37,11 +45,12 @@ impl Options {
     /// A disk of a few tables where clusters are small, of some clusters where they are large, with an odd end.
     pub fn disk_bytes(self) -> usize {
         let cluster = 1usize << self.cluster_bits;
-        (cluster * 23 + 512 * 3).max(150 * 1024 + 512)
+        let clusters = if self.cluster_bits > 16 { 3 } else { 23 };
+        (cluster * clusters + 512 * 3).max(150 * 1024 + 512)
     }
 
-    /// The layer below, and its bytes up to the end of the image's disk.
-    pub fn lower_layer(self) -> (Option<Arc<dyn Layer>>, Option<Arc<MemoryStorage>>, Vec<u8>) {
+    /// The layer below.
+    pub fn lower_layer(self) -> Lower {
         let len = self.disk_bytes() * 2 / 3 / 512 * 512;
         let mut bytes: Vec<u8> = (0..len).map(|at| (at / 512 % 251) as u8).collect();
         let hole = len / 4;
@@ -49,22 +58,37 @@ impl Options {
         let mut shown = bytes.clone();
         shown.resize(self.disk_bytes(), 0);
         match self.below {
-            Below::Nothing => (None, None, vec![0; self.disk_bytes()]),
+            Below::Nothing => Lower {
+                layer: None,
+                storage: None,
+                shown: vec![0; self.disk_bytes()],
+            },
             Below::Raw => {
                 let storage = Arc::new(MemoryStorage::from_bytes(bytes));
                 let layer = RawImage::new(storage.clone(), Access::ReadOnly).unwrap();
-                (Some(Arc::new(layer)), Some(storage), shown)
+                Lower {
+                    layer: Some(Arc::new(layer)),
+                    storage: Some(storage),
+                    shown,
+                }
             }
             Below::Qcow2 => {
                 let storage = Arc::new(MemoryStorage::new());
-                let options = CreateOptions { cluster_bits: 12, ..CreateOptions::new(len as u64) };
+                let options = CreateOptions {
+                    cluster_bits: 12,
+                    ..CreateOptions::new(len as u64)
+                };
                 qcow2::create(storage.as_ref(), &options).unwrap();
                 let image = Image::open(storage.clone(), None, &ImageOptions::default()).unwrap();
                 image.write_at(&bytes[..hole], 0).unwrap();
                 image.write_at(&bytes[hole * 2..], hole as u64 * 2).unwrap();
                 image.close().unwrap();
                 let image = Image::open(storage.clone(), None, &ImageOptions::read_only()).unwrap();
-                (Some(Arc::new(image)), Some(storage), shown)
+                Lower {
+                    layer: Some(Arc::new(image)),
+                    storage: Some(storage),
+                    shown,
+                }
             }
         }
     }
@@ -147,9 +171,12 @@ impl Driver {
         match self.random.below(if self.options.snapshots { 23 } else { 20 }) {
             0..=8 => {
                 let fill = (self.random.bits() as u8).max(1);
-                self.shadow[start..end].iter_mut().zip(0usize..).for_each(|(byte, at)| {
-                    *byte = fill.wrapping_add((at / 512) as u8).max(1);
-                });
+                self.shadow[start..end]
+                    .iter_mut()
+                    .zip(0usize..)
+                    .for_each(|(byte, at)| {
+                        *byte = fill.wrapping_add((at / 512) as u8).max(1);
+                    });
                 self.image.write_at(&self.shadow[start..end], offset).unwrap();
             }
             9 | 10 => {
@@ -164,7 +191,11 @@ impl Driver {
             13..=15 => {
                 let mut read = vec![0xee; end - start];
                 self.image.read_at(&mut read, offset).unwrap();
-                assert!(read == self.shadow[start..end], "{:?}: reads at {start:#x}", self.options);
+                assert!(
+                    read == self.shadow[start..end],
+                    "{:?}: reads at {start:#x}",
+                    self.options
+                );
                 return Step::Nothing;
             }
             16 | 17 => {
@@ -177,13 +208,19 @@ impl Driver {
             19 => self.reopen(),
             20 | 21 if self.snapshots.len() < 3 => {
                 self.next_name += 1;
-                let entry = self.image.create_snapshot(&format!("s{}", self.next_name)).unwrap();
-                self.snapshots.push((entry.id().into_owned(), self.shadow.clone()));
+                let entry = self
+                    .image
+                    .create_snapshot(&format!("s{}", self.next_name))
+                    .unwrap();
+                self.snapshots
+                    .push((entry.id().into_owned(), self.shadow.clone()));
                 return Step::Flushed;
             }
             _ => {
                 if !self.snapshots.is_empty() {
-                    let (id, _) = self.snapshots.swap_remove(self.random.index(self.snapshots.len()));
+                    let (id, _) = self
+                        .snapshots
+                        .swap_remove(self.random.index(self.snapshots.len()));
                     self.image.delete_snapshot(&id).unwrap();
                     return Step::Flushed;
                 }
@@ -197,7 +234,11 @@ impl Driver {
             return;
         }
         let cluster = 1usize << self.options.cluster_bits;
-        let whole_end = if end == self.shadow.len() { end } else { end / cluster * cluster };
+        let whole_end = if end == self.shadow.len() {
+            end
+        } else {
+            end / cluster * cluster
+        };
         let whole_start = start.next_multiple_of(cluster);
         if whole_start < whole_end {
             self.shadow[whole_start..whole_end].fill(0);
@@ -215,8 +256,17 @@ impl Driver {
         self.image.settle().unwrap();
         assert_reads(&self.image, &self.shadow, &format!("{:?}", self.options));
         for (id, content) in &self.snapshots {
-            let view = Image::open_snapshot(self.storage.clone(), self.below.clone(), id, &ImageOptions::read_only());
-            assert_reads(&view.unwrap(), content, &format!("{:?}: snapshot {id}", self.options));
+            let view = Image::open_snapshot(
+                self.storage.clone(),
+                self.below.clone(),
+                id,
+                &ImageOptions::read_only(),
+            );
+            assert_reads(
+                &view.unwrap(),
+                content,
+                &format!("{:?}: snapshot {id}", self.options),
+            );
         }
         let report = checked(self.storage.clone());
         assert!(report.is_clean(), "{:?}: {report:?}", self.options);
@@ -241,14 +291,35 @@ pub fn assert_reads(image: &Image, content: &[u8], what: &str) {
 /// Every version, cluster size, refcount width and layer below, though not every combination of them.
 pub fn matrix() -> Vec<Options> {
     let mut sets = Vec::new();
-    for (cluster_bits, refcount_bits) in
-        [(9, 16), (9, 1), (10, 64), (11, 8), (12, 16), (12, 2), (14, 4), (16, 16), (16, 32), (21, 16)]
-    {
+    for (cluster_bits, refcount_bits) in [
+        (9, 16),
+        (9, 1),
+        (10, 64),
+        (11, 8),
+        (12, 16),
+        (12, 2),
+        (14, 4),
+        (16, 16),
+        (16, 32),
+        (21, 16),
+    ] {
         for below in [Below::Nothing, Below::Raw, Below::Qcow2] {
             let snapshots = refcount_bits > 2;
-            sets.push(Options { version: 3, cluster_bits, refcount_bits, below, snapshots });
+            sets.push(Options {
+                version: 3,
+                cluster_bits,
+                refcount_bits,
+                below,
+                snapshots,
+            });
             if refcount_bits == 16 {
-                sets.push(Options { version: 2, cluster_bits, refcount_bits, below, snapshots });
+                sets.push(Options {
+                    version: 2,
+                    cluster_bits,
+                    refcount_bits,
+                    below,
+                    snapshots,
+                });
             }
         }
     }

@@ -13,7 +13,10 @@ const DISK: usize = 64 << 10;
 /// An image with small clusters, some data and a snapshot.
 fn image() -> (Vec<u8>, Vec<u8>) {
     let storage = Arc::new(MemoryStorage::new());
-    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(DISK as u64) };
+    let options = CreateOptions {
+        cluster_bits: 9,
+        ..CreateOptions::new(DISK as u64)
+    };
     qcow2::create(storage.as_ref(), &options).unwrap();
     let image = Image::open(storage.clone(), None, &ImageOptions::default()).unwrap();
     let mut content = vec![0; DISK];
@@ -88,13 +91,20 @@ fn after_a_failed_sync_every_change_is_refused() {
     let mut failing = 0;
     while failing < syncs {
         let medium = Arc::new(MemoryStorage::from_bytes(bytes.clone()));
-        let storage = Arc::new(FailingStorage::new(medium.clone(), Fault::Sync(failing), ErrorKind::Other));
+        let storage = Arc::new(FailingStorage::new(
+            medium.clone(),
+            Fault::Sync(failing),
+            ErrorKind::Other,
+        ));
         let image = Image::open(storage, None, &ImageOptions::default()).unwrap();
         image.write_at(&[9; 3000], 5000).unwrap();
         let mut content = before.clone();
         content[5000..8000].fill(9);
         let failed = image.flush().is_err();
-        assert!(!failed || image.flush().is_err(), "a later flush cannot make good");
+        assert!(
+            !failed || image.flush().is_err(),
+            "a later flush cannot make good"
+        );
         assert_eq!(image.write_at(&[8; 512], 0).is_err(), failed);
         if !failed {
             content[..512].fill(8);
@@ -107,5 +117,8 @@ fn after_a_failed_sync_every_change_is_refused() {
         syncs = if done { failing } else { failing + 2 };
         failing += 1;
     }
-    assert!(failing > 2, "at least the syncs of refcounts and tables were made to fail");
+    assert!(
+        failing > 2,
+        "at least the syncs of refcounts and tables were made to fail"
+    );
 }

@@ -29,22 +29,36 @@ fn qemu_agrees_with_what_was_written() {
         let directory = tempfile::tempdir().unwrap();
         let storage = Arc::new(MemoryStorage::new());
         options.create(storage.as_ref());
-        let (below, lower, shadow) = options.lower_layer();
-        let mut driver = Driver::new(options, storage.clone(), below, shadow, seed);
+        let lower = options.lower_layer();
+        let mut driver = Driver::new(options, storage.clone(), lower.layer, lower.shown, seed);
         for _ in 0..120 {
             driver.step();
         }
         driver.image.settle().unwrap();
         let image = directory.path().join("image.qcow2");
         fs::write(&image, storage.to_bytes()).unwrap();
-        let lower_name = if options.below == Below::Raw { RAW_NAME } else { QCOW2_NAME };
-        if let Some(lower) = lower {
+        let lower_name = if options.below == Below::Raw {
+            RAW_NAME
+        } else {
+            QCOW2_NAME
+        };
+        if let Some(lower) = lower.storage {
             fs::write(directory.path().join(lower_name), lower.to_bytes()).unwrap();
         }
         assert_agrees(directory.path(), &image, &driver.shadow, &format!("{options:?}"));
         for (id, content) in &driver.snapshots {
             let raw = directory.path().join("snapshot.raw");
-            qemu_img(&["convert", "-f", "qcow2", "-O", "raw", "-l", id, text(&image), text(&raw)]);
+            qemu_img(&[
+                "convert",
+                "-f",
+                "qcow2",
+                "-O",
+                "raw",
+                "-l",
+                id,
+                text(&image),
+                text(&raw),
+            ]);
             assert!(fs::read(&raw).unwrap() == *content, "{options:?}: snapshot {id}");
         }
     }
@@ -86,7 +100,17 @@ fn images_of_qemu_are_read_and_written() {
         drop(driver);
         assert_agrees(directory.path(), &path, &content, made_with);
         for (id, content) in snapshots {
-            qemu_img(&["convert", "-f", "qcow2", "-O", "raw", "-l", &id, text(&path), text(&raw)]);
+            qemu_img(&[
+                "convert",
+                "-f",
+                "qcow2",
+                "-O",
+                "raw",
+                "-l",
+                &id,
+                text(&path),
+                text(&raw),
+            ]);
             assert!(fs::read(&raw).unwrap() == content, "{made_with}: snapshot {id}");
         }
     }

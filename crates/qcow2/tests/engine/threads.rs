@@ -39,15 +39,24 @@ fn write_own_sectors(image: &Image, thread: usize) -> Vec<(usize, u8)> {
             }
         }
     }
-    last.into_iter().enumerate().map(|(slot, fill)| (slot * THREADS + thread, fill)).collect()
+    last.into_iter()
+        .enumerate()
+        .map(|(slot, fill)| (slot * THREADS + thread, fill))
+        .collect()
 }
 
 /// A storage with an image whose clusters hold 8 sectors and whose cache is as small as it can be.
 fn image(len_bytes: u64) -> (Arc<MemoryStorage>, Image) {
     let storage = Arc::new(MemoryStorage::new());
-    let options = CreateOptions { cluster_bits: 12, ..CreateOptions::new(len_bytes) };
+    let options = CreateOptions {
+        cluster_bits: 12,
+        ..CreateOptions::new(len_bytes)
+    };
     qcow2::create(storage.as_ref(), &options).unwrap();
-    let options = ImageOptions { l2_cache_bytes: 0, ..ImageOptions::default() };
+    let options = ImageOptions {
+        l2_cache_bytes: 0,
+        ..ImageOptions::default()
+    };
     let image = Image::open(storage.clone(), None, &options).unwrap();
     (storage, image)
 }
@@ -58,8 +67,9 @@ fn writers_that_share_clusters_lose_nothing() {
     let image = &image;
     let mut content = vec![0; SECTORS * 512];
     thread::scope(|scope| {
-        let writers: Vec<_> =
-            (0..THREADS).map(|thread| scope.spawn(move || write_own_sectors(image, thread))).collect();
+        let writers: Vec<_> = (0..THREADS)
+            .map(|thread| scope.spawn(move || write_own_sectors(image, thread)))
+            .collect();
         for writer in writers {
             for (sector, fill) in writer.join().unwrap() {
                 content[sector * 512..(sector + 1) * 512].fill(fill);
@@ -78,7 +88,9 @@ fn discards_flushes_and_snapshots_beside_writers_lose_nothing() {
     let (image, stop) = (&image, &AtomicBool::new(false));
     let mut content = Vec::new();
     thread::scope(|scope| {
-        let writers: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || own_part(image, thread, PART))).collect();
+        let writers: Vec<_> = (0..THREADS)
+            .map(|thread| scope.spawn(move || own_part(image, thread, PART)))
+            .collect();
         let flusher = scope.spawn(move || {
             let mut snapshots = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -146,7 +158,9 @@ fn the_file_grows_no_more_than_what_is_written_needs() {
             let image = &image;
             scope.spawn(move || {
                 for number in 0..200 {
-                    image.write_at(&[1; 4096], (number * THREADS as u64 + thread) * 4096).unwrap();
+                    image
+                        .write_at(&[1; 4096], (number * THREADS as u64 + thread) * 4096)
+                        .unwrap();
                 }
             });
         }
