@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use images::Seed;
 use mutate::Mutant;
-use qcow2::MemoryStorage;
 use qcow2::check::{CheckReport, FindingKind};
 
 /// Images that are probed unless the environment says otherwise.
@@ -107,6 +106,44 @@ fn nothing_panics_hangs_or_takes_memory_without_bound() {
 }
 
 #[test]
+fn chains_of_files_do_neither() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let opened = Counter::default();
+    let counted = opened.clone();
+    for_each_mutant(PROBED / 4, move |mutant| {
+        let path = directory.path().join("image.qcow2");
+        fs::write(&path, &mutant.bytes).unwrap();
+        counted.add(probe::chains(&path).is_ok());
+    });
+    opened.print("chains opened");
+}
+
+#[test]
+fn what_is_good_stays_good() {
+    let good = Counter::default();
+    let counted = good.clone();
+    for_each_mutant(PROBED / 4, move |mutant| {
+        let Ok(before) = probe::check(&mutant.bytes) else {
+            return;
+        };
+        let is_good = before.corruptions == 0 && before.check_errors == 0;
+        counted.add(is_good);
+        if is_good {
+            for (step, bytes) in probe::use_image(&mutant.bytes) {
+                let after = probe::check(&bytes).unwrap_or_else(|error| panic!("{step}: {error}"));
+                let kept = after.leaks <= before.leaks || mutant.hides_leaks();
+                assert!(
+                    kept && after.corruptions == 0,
+                    "{step}: {}",
+                    probe::summary(&after)
+                );
+            }
+        }
+    });
+    good.print("images without corruptions");
+}
+
+#[test]
 fn the_images_are_good_before_they_are_changed() {
     for Seed { name, bytes } in images::all() {
         let report = probe::check(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -171,8 +208,7 @@ fn a_repaired_image_is_clean() {
     let repaired = Counter::default();
     let counted = repaired.clone();
     for_each_mutant(PROBED / 4, move |mutant| {
-        let storage = MemoryStorage::from_bytes(mutant.bytes.clone());
-        let result = probe::repair(storage);
+        let result = probe::repair(&mutant.bytes);
         counted.add(result.is_some());
         if let Some(repaired) = result {
             let report = probe::check(&repaired).unwrap();

@@ -4,10 +4,16 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use qcow2::check::CheckReport;
+use qcow2::compare::Compare;
+use qcow2::diff::DiffSide;
 use qcow2::repair::Repair;
-use qcow2::{Header, Image, ImageOptions, MemoryStorage, Metadata, Result, info, snapshots, walk};
+use qcow2::{
+    Access, Cache, Chain, Header, Image, ImageFormat, ImageOptions, MemoryStorage, Metadata, Result, compare,
+    diff, info, map, snapshots, walk,
+};
 
 use crate::images::DISK_BYTES;
 use crate::meter::{Bounded, bounded};
@@ -36,8 +42,8 @@ pub fn summary(report: &CheckReport) -> String {
 }
 
 /// Repairs an image; returns what came out if it could be.
-pub fn repair(image: MemoryStorage) -> Option<Vec<u8>> {
-    let storage = storage(&image.to_bytes());
+pub fn repair(bytes: &[u8]) -> Option<Vec<u8>> {
+    let storage = storage(bytes);
     let progress = &mut |_, _| ControlFlow::Continue(());
     let repaired = bounded("repair", || {
         qcow2::repair::repair(storage.clone(), Repair::All, progress)
@@ -54,9 +60,62 @@ pub fn everything(bytes: &[u8]) {
     let _ = bounded("walk", || visit(bytes));
     let _ = bounded("reads", || read_disk(bytes, DISK_BYTES));
     let _ = bounded("snapshot reads", || read_snapshots(bytes));
-    let _ = bounded("writes", || write_disk(bytes));
+    let _ = bounded("writes", || write_disk(storage(bytes)));
     let _ = bounded("snapshot changes", || change_snapshots(bytes));
-    let _ = repair(MemoryStorage::from_bytes(bytes.to_vec()));
+    let _ = repair(bytes);
+}
+
+/// Does what is done with whole chains to the image at `path`.
+pub fn chains(path: &Path) -> Result<()> {
+    let open = || Chain::open(path, ImageFormat::Qcow2, Access::ReadOnly, Cache::Writeback);
+    let (chain, again) = (open()?, open()?);
+    let mut mapped = 0;
+    let _ = bounded("map", || {
+        map::map(&chain, &mut |extent| {
+            assert_eq!(extent.start, mapped, "extents follow each other");
+            mapped += extent.length;
+            Ok(())
+        })
+    });
+    let _ = bounded("compare", || {
+        compare::compare(&chain, &again, Compare::default(), &mut |_, _| {
+            ControlFlow::Continue(())
+        })
+    });
+    for wanted in ["1", "2"] {
+        let before = DiffSide::Snapshot(wanted.to_owned());
+        let _ = bounded("diff", || {
+            diff::diff(&chain, &before, &DiffSide::Active, &mut |_| Ok(()))
+        });
+    }
+    Ok(())
+}
+
+/// Does to an image what a guest and its owner do; returns its bytes after each step.
+pub fn use_image(bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    type Step = fn(Arc<Bounded>) -> Result<()>;
+    let steps: [(&str, Step); 5] = [
+        ("writes", write_disk),
+        ("snapshot created", |storage| {
+            let made = snapshots::create(&mut Metadata::open(storage)?, "new", SystemTime::UNIX_EPOCH);
+            made.map(drop)
+        }),
+        ("writes after a snapshot", write_disk),
+        ("snapshot applied", |storage| {
+            snapshots::apply(&mut Metadata::open(storage)?, "1").map(drop)
+        }),
+        ("snapshot deleted", |storage| {
+            snapshots::delete(&mut Metadata::open(storage)?, "1").map(drop)
+        }),
+    ];
+    let storage = storage(bytes);
+    let mut after = Vec::new();
+    for (name, step) in steps {
+        // An error is no excuse: whatever is refused leaves the image as good as it was.
+        let _ = bounded(name, || step(storage.clone()));
+        after.push((name, storage.inner.to_bytes()));
+    }
+    after
 }
 
 fn look(bytes: &[u8]) -> Result<()> {
@@ -123,8 +182,8 @@ fn read_snapshots(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn write_disk(bytes: &[u8]) -> Result<()> {
-    let image = Image::open(storage(bytes), None, &ImageOptions::default())?;
+fn write_disk(storage: Arc<Bounded>) -> Result<()> {
+    let image = Image::open(storage, None, &ImageOptions::default())?;
     for offset in [0, 4096, 10_000, 1 << 20, 2 << 20, (2 << 20) + 600_000, 3 << 20] {
         if offset + 9000 <= image.len_bytes() {
             let _ = image.write_at(&[0xa5; 9000], offset);
@@ -139,7 +198,7 @@ fn write_disk(bytes: &[u8]) -> Result<()> {
 fn change_snapshots(bytes: &[u8]) -> Result<()> {
     type Change = fn(&mut Metadata) -> Result<()>;
     let changes: [Change; 4] = [
-        |metadata| snapshots::create(metadata, "new", std::time::SystemTime::UNIX_EPOCH).map(drop),
+        |metadata| snapshots::create(metadata, "new", SystemTime::UNIX_EPOCH).map(drop),
         |metadata| snapshots::apply(metadata, "1").map(drop),
         |metadata| snapshots::delete(metadata, "1").map(drop),
         |metadata| snapshots::delete(metadata, "second").map(drop),
