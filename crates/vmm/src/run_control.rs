@@ -231,3 +231,28 @@ impl RunControl {
         self.kicks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_disks_tell_is_heard_in_order_even_after_the_end() {
+        let control = RunControl::new();
+        let full = |disk: &str| DiskEvent::Full {
+            disk: disk.to_owned(),
+        };
+        std::thread::scope(|scope| {
+            let hearing = scope.spawn(|| control.wait_disk_event(Duration::MAX));
+            control.tell(full("a"));
+            assert_eq!(hearing.join().unwrap(), Some(full("a")));
+        });
+        control.tell(full("b"));
+        control.tell(full("c"));
+        control.end(StopReason::Requested);
+        for expected in [Some(full("b")), Some(full("c")), None] {
+            assert_eq!(control.wait_disk_event(Duration::MAX), expected);
+        }
+        assert_eq!(RunControl::new().wait_disk_event(Duration::ZERO), None);
+    }
+}

@@ -4,8 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use qcow2::limits::MAX_CHAIN_DEPTH;
 use qcow2::switch::{FrozenLayer, LiveDisk, LiveName, OverlayPlan, OverlaySwitch};
-use qcow2::{FrozenBacking, FrozenOwner, RawImage};
+use qcow2::{ChainError, FrozenBacking, FrozenOwner, RawImage};
 
 use super::layers::{can_be_named, format_of, layers_from};
 use super::open::{image_options, is_device, overlay_of};
@@ -61,6 +62,9 @@ impl Disk {
         }
         if self.waits_for_room() {
             return Err(self.full());
+        }
+        if self.depth() >= MAX_CHAIN_DEPTH {
+            return Err(self.failed(ChainError::TooDeep.into()));
         }
         let (below, store) = {
             let top = self.top();

@@ -6,7 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use qcow2::{Access, Backing, Cache, CreateOptions, FileStorage, ImageFormat};
+use qcow2::limits::MAX_CHAIN_DEPTH;
+use qcow2::{Access, Backing, Cache, ChainError, CreateOptions, FileStorage, ImageFormat};
 use tempfile::TempDir;
 
 use super::traffic::{Shadow, Traffic};
@@ -53,7 +54,7 @@ impl Images {
             format: DiskFormat::Qcow2,
             ..DiskConfig::new("data", self.path(name))
         };
-        (config, Shadow::new(vec![0; DISK_BYTES as usize]))
+        (config, Shadow::new(vec![0; usize::try_from(DISK_BYTES).unwrap()]))
     }
 
     /// Opens an image read-only, whoever reads it as well.
@@ -158,6 +159,60 @@ fn overlays_are_put_on_under_load_and_keep_what_was_below() {
             .shadow
             .compare_disk(&images.reader(&images.path(live), DiskFormat::Qcow2));
     }
+}
+
+/// Nobody has to pause the device: requests are kept out for as long as it takes.
+#[test]
+fn an_overlay_is_put_on_while_the_device_works() {
+    let images = Images::new();
+    let (config, shadow) = images.qcow2("d.qcow2", |_| {});
+    let disk = Disk::open(&config).unwrap();
+    let mut driver = Driver::started(Block::new(disk.clone()), 0);
+    let mut traffic = Traffic::new(&mut driver, 13, shadow);
+    std::thread::scope(|scope| {
+        let switching = scope.spawn(|| {
+            for number in 0..10 {
+                let frozen = images.path(&format!("s{number}"));
+                let prepared = disk.prepare_overlay(&frozen, &owner()).unwrap();
+                prepared.switch().unwrap().settle().unwrap();
+            }
+        });
+        while !switching.is_finished() {
+            traffic.run(&mut driver, 20);
+        }
+        switching.join().unwrap();
+    });
+    traffic.run(&mut driver, REQUESTS);
+    traffic.finish(&mut driver);
+    assert_eq!(disk.depth(), 11);
+    traffic.shadow.compare_disk(&disk);
+}
+
+#[test]
+fn a_chain_is_never_made_deeper_than_one_that_can_be_opened() {
+    let images = Images::new();
+    let (config, _) = images.qcow2("d.qcow2", |_| {});
+    let disk = Disk::open(&config).unwrap();
+    let add = |number: usize| {
+        let prepared = disk.prepare_overlay(&images.path(&format!("s{number}")), &owner())?;
+        prepared.switch()?.settle()
+    };
+    (1..MAX_CHAIN_DEPTH).for_each(|number| add(number).unwrap());
+    let error = add(MAX_CHAIN_DEPTH).unwrap_err();
+    let Error::Image {
+        source: qcow2::Error::Chain(ChainError::TooDeep),
+        ..
+    } = error
+    else {
+        panic!("{error:?}");
+    };
+    drop(disk);
+    let mut disk = Disk::open(&config).unwrap();
+    assert_eq!(disk.depth(), MAX_CHAIN_DEPTH);
+    disk.flatten(&FlattenOptions::default(), &mut |_| {}).unwrap();
+    drop(disk);
+    disk = Disk::open(&config).unwrap();
+    assert_eq!(disk.depth(), 1);
 }
 
 #[test]
