@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use miniz_oxide::inflate::TINFLStatus;
+
 use crate::error::{Corruption, Result, Unsupported};
 use crate::format::{ClusterSize, CompressedCluster};
 use crate::storage::Storage;
@@ -84,11 +86,12 @@ impl Unpacker {
     }
 }
 
-/// Unpacks a deflate stream and returns whether it filled the cluster.
+/// Unpacks a deflate stream and returns whether it filled the cluster; it may go on behind that.
 fn inflate(packed: &[u8], cluster: &mut [u8]) -> bool {
     let input = std::iter::once(packed);
     let len = cluster.len();
-    miniz_oxide::inflate::decompress_slice_iter_to_slice(cluster, input, false, true) == Ok(len)
+    let filled = miniz_oxide::inflate::decompress_slice_iter_to_slice(cluster, input, false, true);
+    filled == Ok(len) || filled == Err(TINFLStatus::HasMoreOutput)
 }
 
 /// Unpacks a Zstandard frame and returns whether it filled the cluster.
@@ -139,6 +142,13 @@ mod tests {
         let packed = zstd::bulk::compress(&content(), 3).unwrap();
         let (storage, place) = stored_at(1_000_003, &packed);
         assert_eq!(*unpacker(ZSTANDARD).unpack(&storage, place).unwrap(), *content());
+    }
+
+    #[test]
+    fn accepts_a_stream_that_goes_on_behind_the_cluster() {
+        let packed = miniz_oxide::deflate::compress_to_vec(&[content(), content()].concat(), 6);
+        let (storage, place) = stored_at(512, &packed);
+        assert_eq!(*unpacker(DEFLATE).unpack(&storage, place).unwrap(), *content());
     }
 
     #[test]
