@@ -10,7 +10,7 @@ use std::time::Duration;
 use e2e::nested::{self, Missing, Ran, Wanted};
 use e2e::plan::{Disks, Extra, PlannedKernel, Round};
 
-/// Snapshots of the main scenarios, and of the others.
+/// Snapshots of the main scenarios, unless `NESTED_SNAPSHOTS` says otherwise, and of the others.
 const MANY: u32 = 20;
 const FEW: u32 = 3;
 
@@ -50,7 +50,13 @@ fn a_newer_host_kernel_protects_memory_that_is_not_there() {
 fn linux_with_one_processor_never_notices() {
     let wanted = wanted("linux_with_one_processor", CLOUD, &[CLOUD], LONG);
     run(&wanted, |kernels, _place| {
-        vec![linux(&kernels[0], 1, MANY, Disks::Qcow2Overlaid, Extra::Nothing)]
+        vec![linux(
+            &kernels[0],
+            1,
+            many(),
+            Disks::Qcow2Overlaid,
+            Extra::Nothing,
+        )]
     });
 }
 
@@ -58,7 +64,13 @@ fn linux_with_one_processor_never_notices() {
 fn linux_with_two_processors_never_notices() {
     let wanted = wanted("linux_with_two_processors", CLOUD, &[CLOUD], LONG);
     run(&wanted, |kernels, _place| {
-        vec![linux(&kernels[0], 2, MANY, Disks::Qcow2Internal, Extra::Nothing)]
+        vec![linux(
+            &kernels[0],
+            2,
+            many(),
+            Disks::Qcow2Internal,
+            Extra::Nothing,
+        )]
     });
 }
 
@@ -119,6 +131,14 @@ fn what_the_kernel_writes_for_vhost_is_captured() {
             linux(&kernels[0], 1, FEW, Disks::RawCopied, Extra::Vhost),
         ]
     });
+}
+
+/// Snapshots of the main scenarios.
+fn many() -> u32 {
+    let wanted = std::env::var("NESTED_SNAPSHOTS").ok();
+    wanted.map_or(MANY, |number| {
+        number.parse().expect("NESTED_SNAPSHOTS is a number")
+    })
 }
 
 fn wanted<'a>(name: &'a str, outer: &'a str, kernels: &'a [&'a str], limit: Duration) -> Wanted<'a> {

@@ -1,10 +1,12 @@
-//! Measures what a snapshot costs, async beside stop, and the writer beside zstd, all in one run on one machine.
+//! Measures what a snapshot costs, async beside stop, the writer beside zstd, and disks beside QEMU's tools, all in one
+//! run on one machine.
 //!
 //! Figures are medians of several runs, each figure's own. The guests run from memory in pages of 4 KiB, the
 //! dearest case for write protection, and once more from huge pages. Nothing is compared with figures from
 //! elsewhere.
 
 mod compare;
+mod disks;
 mod guest;
 
 use std::fs::OpenOptions;
@@ -12,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use crate::machine::Workshop;
@@ -37,6 +39,15 @@ pub struct Options {
     /// Pages per second that the paced guest writes.
     #[arg(long, value_name = "PAGES", default_value_t = 10_000)]
     pace: u32,
+    /// What is measured, several separated by commas.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PART",
+        value_delimiter = ',',
+        default_values_t = [Part::Guests, Part::Writer, Part::Disks, Part::Images]
+    )]
+    parts: Vec<Part>,
     /// Directory for the snapshot files, on the storage that is to be measured.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -44,6 +55,22 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
+
+/// A part of what is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Pause and speed of the guest.
+    Guests,
+    /// The writer beside zstd.
+    Writer,
+    /// What disks add to the pause.
+    Disks,
+    /// qcow2 images beside QEMU's tools.
+    Images,
+}
+
+/// Programs that measure qcow2 images, and print their own tables.
+const IMAGES: &[&str] = &["snapshots", "io"];
 
 /// Measures everything and prints the tables.
 pub fn run(options: &Options) -> Result<()> {
@@ -54,6 +81,51 @@ pub fn run(options: &Options) -> Result<()> {
         .open("/dev/kvm")
         .context("no machine can be run here: /dev/kvm")?;
     let workshop = Workshop::open(options.directory.as_deref())?;
+    let wants = |part| options.parts.contains(&part);
+    let (mut measured, mut compared, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    if wants(Part::Guests) {
+        measured = guests(options, &workshop)?;
+    }
+    if wants(Part::Writer) {
+        compared = compare::with_zstd(&workshop, options.runs)?;
+    }
+    if wants(Part::Disks) {
+        kept = disks::measure(&workshop, options.runs)?;
+    }
+    println!("\n{}\n", conditions(options)?);
+    if !measured.is_empty() {
+        print_guests(&measured);
+    }
+    if !compared.is_empty() {
+        println!(
+            "The writer beside zstd, on the same bytes:\n\n{}",
+            compare::table(&compared)
+        );
+    }
+    if !kept.is_empty() {
+        println!("What disks add to the pause:\n\n{}", disks::table(&kept));
+    }
+    if wants(Part::Images) {
+        for bench in IMAGES {
+            shell::run(
+                shell::cargo().args(["bench", "--quiet", "--locked", "-p", "qcow2", "--bench", bench]),
+            )?;
+        }
+    }
+    if let Some(file) = &options.json {
+        let all = json!({
+            "guests": measured.iter().map(Measured::to_json).collect::<Vec<_>>(),
+            "compared": compared.iter().map(compare::Compared::to_json).collect::<Vec<_>>(),
+            "disks": kept.iter().map(disks::Kept::to_json).collect::<Vec<_>>(),
+        });
+        std::fs::write(file, format!("{all:#}\n"))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Measures guests of every size.
+fn guests(options: &Options, workshop: &Workshop) -> Result<Vec<Measured>> {
     let mut measured = Vec::new();
     for &mebibytes in &options.sizes {
         for (writer, huge_pages) in [
@@ -61,43 +133,27 @@ pub fn run(options: &Options) -> Result<()> {
             (Writer::Paced(options.pace), false),
             (Writer::FlatOut, true),
         ] {
-            measured.push(
-                Guest {
-                    mebibytes,
-                    writer,
-                    huge_pages,
-                }
-                .measure(&workshop, options.runs)?,
-            );
+            let guest = Guest {
+                mebibytes,
+                writer,
+                huge_pages,
+            };
+            measured.push(guest.measure(workshop, options.runs)?);
         }
     }
-    let compared = compare::with_zstd(&workshop, options.runs)?;
-    println!("\n{}\n", conditions(options)?);
-    println!(
-        "Pause and speed of the guest:\n\n{}",
-        guest::cost_table(&measured)
-    );
+    Ok(measured)
+}
+
+fn print_guests(measured: &[Measured]) {
+    println!("Pause and speed of the guest:\n\n{}", guest::cost_table(measured));
     println!(
         "The same guest again and again, async:\n\n{}",
-        guest::repetition_table(&measured)
+        guest::repetition_table(measured)
     );
     println!(
         "What writes of the guest waited for, async:\n\n{}",
-        guest::stall_table(&measured)
+        guest::stall_table(measured)
     );
-    println!(
-        "The writer beside zstd, on the same bytes:\n\n{}",
-        compare::table(&compared)
-    );
-    if let Some(file) = &options.json {
-        let all = json!({
-            "guests": measured.iter().map(Measured::to_json).collect::<Vec<_>>(),
-            "compared": compared.iter().map(compare::Compared::to_json).collect::<Vec<_>>(),
-        });
-        std::fs::write(file, format!("{all:#}\n"))
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(())
 }
 
 /// One line that says where and how it was measured.
