@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::compare::{Buffers, part_at, settled};
 use crate::map::View;
 use crate::metadata::read_l1;
-use crate::{Chain, ClusterSize, L1Entry, Metadata, Result, Unsupported, snapshots};
+use crate::{Chain, ClusterSize, Corruption, L1Entry, Metadata, Result, Unsupported, snapshots};
 
 /// Ranges are multiples of this: a disk's sector.
 const SECTOR_BYTES: usize = 512;
@@ -95,8 +95,13 @@ fn state(metadata: &Metadata, side: &DiffSide) -> Result<(Vec<L1Entry>, u64)> {
         snapshot.l1_offset,
         snapshot.l1_entries,
     )?;
-    let len_bytes = snapshot.virtual_size_bytes();
-    Ok((l1, len_bytes.unwrap_or(metadata.header.virtual_size_bytes)))
+    let stated = snapshot.virtual_size_bytes();
+    let len_bytes = stated.unwrap_or(metadata.header.virtual_size_bytes);
+    if metadata.cluster_size().l1_entries_for(len_bytes) > l1.len() as u64 {
+        let what = "the l1 table of a snapshot is too short for its disk";
+        return Err(Corruption::new(what, snapshot.l1_offset).into());
+    }
+    Ok((l1, len_bytes))
 }
 
 /// Where the range of the next L2 table begins.
