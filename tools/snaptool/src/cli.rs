@@ -3,6 +3,8 @@
 //! Everything here is declaration. Checks that need a file belong to the commands; the exit codes
 //! (0 good, 1 "no", 2 could not do it) are applied in `main.rs`.
 
+pub mod disk;
+
 use std::{path::PathBuf, sync::OnceLock};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -32,12 +34,14 @@ pub enum Command {
     /// Check a snapshot file and name everything that is damaged.
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
-    /// Compare two snapshots: guest memory, vmstate, sections.
+    /// Compare two snapshots: guest memory, vmstate, sections, disks.
     #[command(after_help = DIFF_EXAMPLES)]
     Diff(DiffArgs),
     /// Extract memory and vmstate into plain files.
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore(RestoreArgs),
+    /// Work on disk images: info, check, repair, snapshots, diff, map, compare, flatten, commit.
+    Disk(disk::DiskArgs),
 }
 
 /// Where the snapshots that a file refers to are looked for.
@@ -105,8 +109,8 @@ pub struct VerifyArgs {
     #[arg(long, conflicts_with = "deep")]
     pub quick: bool,
 
-    /// Also decode every chunk, recompute every digest, follow parents, and compare the copies of
-    /// disks beside the file with their fingerprints.
+    /// Also decode every chunk, recompute every digest, follow parents, and check the files of every
+    /// disk: each must have its fingerprint, and the metadata of qcow2 images must be sound.
     #[arg(long)]
     pub deep: bool,
 
@@ -145,6 +149,10 @@ pub struct DiffArgs {
     #[arg(long)]
     pub by_chunk: bool,
 
+    /// Leave out the content of disks; their fingerprints are compared anyway.
+    #[arg(long)]
+    pub no_disks: bool,
+
     /// Print at most this many address ranges, and fields per section (0: all).
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub limit: usize,
@@ -164,7 +172,8 @@ Examples:
   snaptool diff --by-chunk --json before.vmsnap after.vmsnap | jq .memory.differing_bytes
 
 Exit code 0: the same guest state; 1: they differ.
-Equal memory is recognised by digest and never decoded, whatever the chunk sizes.";
+Equal memory is recognised by digest and never decoded, whatever the chunk sizes. Disks are read only
+where their fingerprints differ, and there only what is not in layers that both share.";
 
 #[derive(Debug, Args)]
 #[group(id = "output", required = true, multiple = true, args = ["memory", "elf_core", "vmstate"])]

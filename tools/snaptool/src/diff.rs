@@ -2,8 +2,14 @@
 //!
 //! The answer is "no" (they differ) when the guest state differs, that is, when the root digests
 //! are unequal. Sections that tell a file's story (provenance, statistics) are shown as well, but
-//! do not make two snapshots different.
+//! do not make two snapshots different. Disks are part of the state by their fingerprints; which of
+//! their ranges differ is looked up in their files, where these can be found.
 
+mod disks;
+
+use std::path::Path;
+
+use anyhow::Context;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 use snapfile::Snapshot;
@@ -11,21 +17,33 @@ use snapfile::diff::{Diff, DiffOptions, FieldChange, FieldValue, Granularity, Se
 
 use crate::Outcome;
 use crate::cli::DiffArgs;
+use crate::disks::Disk;
 use crate::open;
 use crate::output::{Output, addresses, percent, printable, section_kind, size};
 use crate::progress::Progress;
 use crate::vmstate::shorten;
+use disks::{DiskDiff, State};
 
 /// Runs the command.
 pub fn run(args: &DiffArgs) -> anyhow::Result<Outcome> {
     let before = open::open_with_parents(&args.before, &args.parents)?;
     let after = open::open_with_parents(&args.after, &args.parents)?;
     let found = compare(args, &before, &after)?;
+    let disks = if args.no_disks {
+        None
+    } else {
+        let listed = |file: &Path, snapshot| Disk::all(snapshot).with_context(|| file.display().to_string());
+        let (first, second) = (listed(&args.before, &before)?, listed(&args.after, &after)?);
+        Some(disks::diff((&args.before, &first), (&args.after, &second)))
+    };
     let mut output = Output::new();
     if args.json {
-        output.json(&to_json(args, &found))?;
+        output.json(&to_json(args, &found, disks.as_deref()))?;
     } else {
         print(args, &found, &mut output)?;
+        for disk in disks.iter().flatten() {
+            print_disk(args, disk, &mut output)?;
+        }
     }
     output.finish()?;
     Ok(if found.same_state {
@@ -111,6 +129,44 @@ fn print_memory(args: &DiffArgs, found: &Diff, output: &mut Output) -> std::io::
             memory.range_count,
         ),
     )
+}
+
+fn print_disk(args: &DiffArgs, disk: &DiskDiff, output: &mut Output) -> std::io::Result<()> {
+    let id = printable(&disk.id).into_owned();
+    let limit = if args.limit == 0 { usize::MAX } else { args.limit };
+    for range in disk.ranges.iter().take(limit) {
+        let last = range.offset.saturating_add(range.len_bytes).saturating_sub(1);
+        output.fact(
+            &format!("disk {id}"),
+            format_args!(
+                "{:#x}-{last:#x} ({}) differs",
+                range.offset,
+                size(range.len_bytes)
+            ),
+        )?;
+    }
+    let shown = disk.ranges.len().min(limit) as u64;
+    if shown < disk.range_count {
+        let more = disk.range_count - shown;
+        output.fact(&format!("disk {id}"), format_args!("and {more} more ranges"))?;
+    }
+    let answer = match disk.state {
+        State::Same => "the same".to_owned(),
+        State::Differs => format!(
+            "{} differ in {} ranges",
+            size(disk.differing_bytes),
+            disk.range_count
+        ),
+        State::OnlyBefore => format!("only in {}", args.before.display()),
+        State::OnlyAfter => format!("only in {}", args.after.display()),
+        State::NotCompared => {
+            format!(
+                "not compared: {}",
+                printable(disk.reason.as_deref().unwrap_or("-"))
+            )
+        }
+    };
+    output.fact(&format!("disk {id}"), answer)
 }
 
 fn print_section(args: &DiffArgs, section: &SectionDiff, output: &mut Output) -> std::io::Result<()> {
@@ -218,9 +274,9 @@ struct SectionLine<'a> {
     fields: Option<Vec<Json>>,
 }
 
-fn to_json(args: &DiffArgs, found: &Diff) -> Json {
+fn to_json(args: &DiffArgs, found: &Diff, disks: Option<&[DiskDiff]>) -> Json {
     let sections: Vec<_> = found.sections.iter().filter_map(section_line).collect();
-    json!({
+    let mut object = json!({
         "before": args.before.display().to_string(),
         "after": args.after.display().to_string(),
         "same_state": found.same_state,
@@ -228,7 +284,11 @@ fn to_json(args: &DiffArgs, found: &Diff) -> Json {
         "regions_only_after": found.regions_only_after,
         "memory": found.memory,
         "sections": sections,
-    })
+    });
+    if let (Json::Object(fields), Some(disks)) = (&mut object, disks) {
+        fields.insert("disks".to_owned(), json!(disks));
+    }
+    object
 }
 
 fn section_line(section: &SectionDiff) -> Option<SectionLine<'_>> {

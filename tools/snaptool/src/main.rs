@@ -1,12 +1,14 @@
 //! Inspects, verifies, compares and extracts vmsnap snapshot files.
 //!
 //! `cli` says what may be asked; each command has a module of its name and returns an [`Outcome`].
-//! This file turns outcomes and errors into exit codes: 0 good, 1 "no", 2 could not do it. A reader
-//! of our output that has seen enough (a broken pipe) is no error.
+//! This file turns outcomes and errors into exit codes: 0 good, 1 "no", 2 could not do it; where
+//! qemu-img has codes of its own, `disk` has the same. A reader of our output that has seen enough
+//! (a broken pipe) is no error.
 #![forbid(unsafe_code)]
 
 mod cli;
 mod diff;
+mod disk;
 mod disks;
 mod extract;
 mod inspect;
@@ -31,16 +33,24 @@ enum Outcome {
     Good,
     /// Damaged, or different.
     No,
+    /// An answer with an exit code of its own.
+    Code(u8),
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = Cli::parse();
+    let failure = match &cli.command {
+        Command::Disk(args) => disk::failure(args),
+        _ => 2,
+    };
+    match run(cli) {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::No) => ExitCode::from(1),
+        Ok(Outcome::Code(code)) => ExitCode::from(code),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             anstream::eprintln!("snaptool: {error:#}{}", advice(&error));
-            ExitCode::from(2)
+            ExitCode::from(failure)
         }
     }
 }
@@ -51,6 +61,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Verify(args) => verify::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Restore(args) => extract::run(&args),
+        Command::Disk(args) => disk::run(&args),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `snaptool verify`: is the file sound, and if not, what is lost.
 //!
-//! With `--deep` also: are the copies of disks beside it those that were made with it.
+//! With `--deep` also: are the files of the guest's disks those of the snapshot, and sound.
 
 mod disks;
 
@@ -17,7 +17,7 @@ use crate::cli::VerifyArgs;
 use crate::open;
 use crate::output::{Output, pages, printable, size};
 use crate::progress::Progress;
-use disks::{CheckedDisk, CopyState};
+use disks::{CheckedDisk, CheckedLayer, State};
 
 /// Guest ranges of a finding that the text form shows.
 const SHOWN_RANGES: usize = 4;
@@ -31,7 +31,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     } else {
         Vec::new()
     };
-    let is_sound = report.is_sound() && disks.iter().all(|disk| disk.state != CopyState::Differs);
+    let is_sound = report.is_sound() && !disks.iter().any(|disk| disk.state.is_damage());
     let mut output = Output::new();
     if args.json {
         output.json(&to_json(args, &report, is_sound, &disks))?;
@@ -105,17 +105,34 @@ fn print(args: &VerifyArgs, report: &VerifyReport, output: &mut Output) -> std::
 fn print_disks(disks: &[CheckedDisk], output: &mut Output) -> std::io::Result<()> {
     for disk in disks {
         let id = printable(&disk.id);
-        let copy = printable(disk.copy.as_deref().unwrap_or("-"));
-        let facts = match disk.state {
-            CopyState::Matches => "sound",
-            CopyState::Differs => "damaged: not the content as of the snapshot",
-            CopyState::Missing => "not checked: not beside the snapshot",
-            CopyState::UnknownFormat => "not checked: unknown format",
-            CopyState::NotCopied => "none was made",
-        };
-        output.fact("disk", format_args!("{id}: copy {copy}: {facts}"))?;
+        if disk.layers.is_empty() {
+            output.fact("disk", format_args!("{id}: none of its content was recorded"))?;
+        }
+        for layer in &disk.layers {
+            let file = printable(layer.file.as_deref().unwrap_or("-"));
+            output.fact("disk", format_args!("{id}: {file}: {}", describe_layer(layer)))?;
+        }
     }
     Ok(())
+}
+
+fn describe_layer(layer: &CheckedLayer) -> String {
+    let what = match layer.state {
+        State::Matches => "sound",
+        State::InUse => "as of the snapshot; a machine writes to the image, so its metadata was not checked",
+        State::Differs => "damaged: not as of the snapshot",
+        State::Corrupt => "damaged: as of the snapshot, with corrupt metadata",
+        State::Missing => "not checked: it is not there",
+        State::NotRecorded => "not checked: nothing was recorded",
+    };
+    let mut text = what.to_owned();
+    if layer.corruptions > 0 {
+        text += &format!(", {} corruptions", layer.corruptions);
+    }
+    if layer.leaks > 0 {
+        text += &format!(", {} leaked clusters, which harm nothing", layer.leaks);
+    }
+    text
 }
 
 /// `damaged: chunk 12 at offset 0x4000: checksum mismatch (spec 8.6); pages 3072-3327 are lost`

@@ -75,31 +75,47 @@ fn print_parts(output: &mut Output, snapshot: &Snapshot) -> std::io::Result<()> 
     Ok(())
 }
 
-/// Prints the guest's disks, `data, raw, 1.0 GiB, copy vm.vmsnap.data.raw`.
+/// Prints the guest's disks with their chains: `data, qcow2, 1.0 GiB, overlay`, then a line per layer.
 fn print_disks(output: &mut Output, snapshot: &Snapshot) -> std::io::Result<()> {
     let disks = match Disk::all(snapshot) {
         Ok(disks) => disks,
-        Err(error) => return output.fact("disks", format_args!("not readable: {error}")),
+        Err(error) => return output.fact("disks", format_args!("not readable: {error:#}")),
     };
     for disk in disks {
+        let id = printable(&disk.id).into_owned();
         let mut facts = format!(
-            "{}, {}, {}",
-            printable(&disk.id),
+            "{id}, {}, {}, {}",
             printable(&disk.format),
-            size(disk.virtual_size_bytes)
+            size(disk.virtual_size_bytes),
+            disk.mode
         );
         if disk.readonly {
             facts += ", read-only";
         }
-        match (&disk.copy, &disk.fingerprint) {
-            (Some(copy), _) => facts += &format!(", copy {}", printable(copy)),
-            (None, None) => facts += ", not copied",
-            (None, Some(_)) => facts += ", copied",
-        }
-        if let Some(fingerprint) = &disk.fingerprint {
-            facts += &format!(", fingerprint {fingerprint}");
+        if let Some(internal) = &disk.internal {
+            facts += &format!(
+                ", internal snapshot {} ({})",
+                printable(&internal.id),
+                printable(&internal.name)
+            );
         }
         output.fact("disk", facts)?;
+        for (depth, layer) in disk.layers.iter().enumerate() {
+            let file = printable(
+                layer
+                    .file
+                    .as_deref()
+                    .unwrap_or("a file whose name was not recorded"),
+            );
+            let format = printable(layer.format.as_deref().unwrap_or("unknown format"));
+            let length = layer
+                .file_bytes
+                .map_or(String::new(), |bytes| format!(", {}", size(bytes)));
+            output.fact(
+                &format!("disk {id} layer {depth}"),
+                format_args!("{file}, {format}{length}, fingerprint {}", layer.fingerprint),
+            )?;
+        }
     }
     Ok(())
 }

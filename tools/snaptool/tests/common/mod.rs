@@ -10,7 +10,7 @@ pub mod kernel;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use assert_cmd::Command;
 use ciborium::cbor;
@@ -43,6 +43,8 @@ pub struct Machine {
     pub levels: u32,
     /// Sections beside those that every machine here has.
     pub more_sections: Vec<(SectionKind, &'static str, Value)>,
+    /// The same for sections of version 2.
+    pub version_2: Vec<(SectionKind, &'static str, Value)>,
 }
 
 impl Machine {
@@ -71,6 +73,7 @@ impl Machine {
             roots: [0; 2],
             levels: 0,
             more_sections: Vec::new(),
+            version_2: Vec::new(),
         }
     }
 
@@ -101,7 +104,9 @@ impl Machine {
                 .put_chunk(number, &region[at..at + range.len_bytes as usize])
                 .unwrap();
         }
-        for (kind, name, value) in self.sections() {
+        let second = self.version_2.iter().cloned().map(|section| (2, section));
+        let sections = self.sections().into_iter().map(|section| (1, section));
+        for (version, (kind, name, value)) in sections.chain(second) {
             let mut payload = Vec::new();
             ciborium::into_writer(&value, &mut payload).unwrap();
             let (name, encoding) = (name.to_owned(), Encoding::Cbor);
@@ -109,7 +114,7 @@ impl Machine {
                 .put_section(&Section {
                     kind,
                     name,
-                    version: 1,
+                    version,
                     encoding,
                     payload,
                 })
@@ -179,6 +184,15 @@ pub fn child(parent: &Path, path: &Path) -> Machine {
     });
     machine.write(path);
     machine
+}
+
+/// Lets a test that opens disk images run alone in its process.
+///
+/// A child that another thread has forked has all descriptors, and so the locks of images, until it executes its
+/// program: what one test has just closed could still be in use.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The command with these arguments.
