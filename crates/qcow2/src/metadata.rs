@@ -1,8 +1,9 @@
 //! The gate: what of an image is read and judged when it is opened.
 //!
 //! [`Metadata::open`] reads the header, the active L1 table and the snapshot table, and refuses what cannot be
-//! handled safely before anything else is looked at: unknown features, encryption, tables outside the file or
-//! on one another. What the tables lead to is judged where it is read.
+//! handled safely before anything else is looked at: unknown features, encryption, tables outside the file. An
+//! image that may be read and repaired but not written to is opened; who writes asks first. What the tables lead
+//! to is judged where it is read.
 
 use std::sync::Arc;
 
@@ -66,13 +67,43 @@ impl Metadata {
     /// Refuses an image that must be repaired before anything is written to it.
     ///
     /// # Errors
-    /// It is marked dirty or corrupt.
+    /// It is marked dirty or corrupt, or tables lie on one another, so that to write one destroys the other.
     pub fn ensure_writable(&self) -> Result<()> {
         if self.header.incompatible & format::INCOMPATIBLE_CORRUPT != 0 {
             return Err(Unsupported::MarkedCorrupt.into());
         }
         if self.header.incompatible & format::INCOMPATIBLE_DIRTY != 0 {
             return Err(Unsupported::Dirty.into());
+        }
+        self.check_apart()
+    }
+
+    /// Refuses an image of whose header, L1 tables, refcount table and snapshot table two share a cluster.
+    fn check_apart(&self) -> Result<()> {
+        let (header, size) = (&self.header, self.cluster_size());
+        let refcount_table_bytes = u64::from(header.refcount_table_clusters) * size.bytes();
+        let mut places = vec![
+            (0, size.bytes()),
+            (header.l1_offset, u64::from(header.l1_entries) * 8),
+            (header.refcount_table_offset, refcount_table_bytes),
+        ];
+        if !self.snapshots.is_empty() {
+            let len_bytes = snapshot_table::table_len_bytes(&self.snapshots);
+            places.push((header.snapshots_offset, len_bytes));
+        }
+        let l1_tables = self
+            .snapshots
+            .iter()
+            .map(|entry| (entry.l1_offset, entry.l1_bytes()));
+        places.extend(l1_tables);
+        places.retain(|(_, len_bytes)| *len_bytes != 0);
+        places.sort_unstable();
+        let mut end = 0;
+        for (offset, len_bytes) in places {
+            if offset < end {
+                return Err(Corruption::new("two tables share a cluster", offset).into());
+            }
+            end = size.round_up(offset.saturating_add(len_bytes));
         }
         Ok(())
     }

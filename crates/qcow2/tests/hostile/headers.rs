@@ -193,6 +193,35 @@ fn an_l1_table_too_short_for_the_disk_is_refused() {
 }
 
 #[test]
+fn nothing_is_written_where_tables_share_a_cluster() {
+    let bytes = image(true);
+    let [l1, refcounts] = [L1_OFFSET, REFCOUNT_TABLE_OFFSET].map(|field| u64_at(&bytes, field));
+    let entry = usize::try_from(u64_at(&bytes, SNAPSHOTS_OFFSET)).unwrap();
+    for (field, place) in [
+        (L1_OFFSET, refcounts),
+        (REFCOUNT_TABLE_OFFSET, l1),
+        (SNAPSHOTS_OFFSET, l1),
+        (entry, l1),
+        (entry, refcounts),
+        (entry, 0),
+    ] {
+        let bytes = poked(bytes.clone(), &[(field, &place.to_be_bytes())]);
+        let storage = Arc::new(MemoryStorage::from_bytes(bytes.clone()));
+        let opened = Image::open(storage.clone(), None, &ImageOptions::default());
+        assert!(opened.is_err(), "{field}");
+        if let Ok(mut metadata) = Metadata::open(storage.clone()) {
+            let made = snapshots::create(&mut metadata, "new", SystemTime::UNIX_EPOCH);
+            assert!(made.is_err(), "{field}");
+        }
+        assert!(storage.to_bytes() == bytes, "{field}");
+        assert!(
+            !probe::check(&bytes).is_ok_and(|report| report.is_clean()),
+            "{field}"
+        );
+    }
+}
+
+#[test]
 fn a_huge_backing_file_name_is_refused() {
     let pokes: [Poke<'_>; 2] = [
         (BACKING_OFFSET, &0x1000u64.to_be_bytes()),
