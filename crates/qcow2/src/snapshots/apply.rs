@@ -1,6 +1,6 @@
 //! Making the active disk what a snapshot holds.
 
-use super::work::{Work, after_commit};
+use super::work::{Tree, Work, after_commit};
 use super::{position, unknown};
 use crate::error::{LimitExceeded, Result, Unsupported};
 use crate::format::{AUTOCLEAR_BITMAPS, L1Entry};
@@ -26,7 +26,7 @@ pub(super) fn apply(metadata: &mut Metadata, wanted: &str) -> Result<SnapshotEnt
     let mut work = Work::begin(metadata)?;
     let l1 = new_l1(metadata, &entry, virtual_size_bytes)?;
     let (gained, lost) = differences(&l1, &metadata.l1);
-    work.add_tree(metadata, &gained)?;
+    work.add_tree(metadata, Tree::besides(&gained, &lost))?;
     work.check_shared(&l1, &metadata.l1)?;
     let l1_bytes = l1.len() as u64 * 8;
     let l1_offset = work.allocate_bytes(l1_bytes)?;
@@ -49,7 +49,7 @@ pub(super) fn apply(metadata: &mut Metadata, wanted: &str) -> Result<SnapshotEnt
 
     after_commit(
         "the snapshot is applied",
-        release_old(&mut work, metadata, &lost, old),
+        release_old(&mut work, metadata, Tree::besides(&lost, &gained), old),
     )?;
     Ok(entry)
 }
@@ -86,16 +86,21 @@ fn new_l1(metadata: &Metadata, entry: &SnapshotEntry, virtual_size_bytes: u64) -
     Ok(l1)
 }
 
-/// The entries of the new table that lead elsewhere than the old one's, and those of the old one that go.
+/// The entries of the new table that lead elsewhere than the old one's, and those of the old one that go, each at its
+/// place.
 ///
 /// An L2 table that both lead to keeps its references: one that goes and one that comes.
 fn differences(new: &[L1Entry], old: &[L1Entry]) -> (Vec<L1Entry>, Vec<L1Entry>) {
     let differ = |one: &[L1Entry], other: &[L1Entry]| {
         let elsewhere = |(index, entry): (usize, &L1Entry)| {
             let there = other.get(index).map_or(0, |entry| entry.host_offset());
-            (entry.host_offset() != there).then_some(*entry)
+            if entry.host_offset() == there {
+                L1Entry::default()
+            } else {
+                *entry
+            }
         };
-        one.iter().enumerate().filter_map(elsewhere).collect()
+        one.iter().enumerate().map(elsewhere).collect()
     };
     (differ(new, old), differ(old, new))
 }
@@ -112,7 +117,7 @@ fn commit(work: &Work, metadata: &Metadata) -> Result<()> {
 }
 
 /// Frees the old tree and the old L1 table.
-fn release_old(work: &mut Work, metadata: &mut Metadata, lost: &[L1Entry], old: (u64, u64)) -> Result<()> {
+fn release_old(work: &mut Work, metadata: &mut Metadata, lost: Tree<'_>, old: (u64, u64)) -> Result<()> {
     work.sub_tree(metadata, lost)?;
     work.release_bytes(old.0, old.1)?;
     work.settle(metadata, |_| Ok(()))?;

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::MAX_NAME_BYTES;
-use super::work::{Work, after_commit};
+use super::work::{Tree, Work, after_commit};
 use crate::error::{LimitExceeded, Result, Unsupported, Usage};
 use crate::format::L1Entry;
 use crate::metadata::Metadata;
@@ -21,7 +21,7 @@ pub(super) fn create(metadata: &mut Metadata, name: &str, when: SystemTime) -> R
     let mut entries = metadata.snapshots.clone();
     entries.push(entry.clone());
     work.check_table(metadata, &mut entries)?;
-    work.add_tree(metadata, &l1)?;
+    work.add_tree(metadata, Tree::of(&l1))?;
     entry.l1_offset = work.allocate_bytes(entry.l1_bytes())?;
     if let Some(last) = entries.last_mut() {
         last.l1_offset = entry.l1_offset;

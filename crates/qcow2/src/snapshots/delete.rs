@@ -1,6 +1,6 @@
 //! Deleting a snapshot.
 
-use super::work::{Work, after_commit, host_clusters};
+use super::work::{Tree, Work, after_commit, host_clusters};
 use super::{position, unknown};
 use crate::error::Result;
 use crate::format::{HostCluster, L1Entry};
@@ -23,26 +23,38 @@ pub(super) fn delete(metadata: &mut Metadata, wanted: &str) -> Result<SnapshotEn
         entry.l1_offset,
         entry.l1_entries,
     )?;
-    work.check_tree(metadata, &l1)?;
     let mut entries = metadata.snapshots.clone();
     entries.remove(index);
     work.check_table(metadata, &mut entries)?;
     let (table, table_offset) = work.place_table(&entries)?;
+    // The tree's references go in memory now, so that a tree that cannot be freed is refused before anything is
+    // written. Only the new table's clusters are written before the commit.
+    let dirty = work.refcounts.take_dirty();
+    let fits = work.fits(metadata);
+    if fits {
+        work.sub_tree(metadata, Tree::of(&l1))?;
+    } else {
+        work.check_tree(metadata, Tree::of(&l1))?;
+    }
     work.clear_unknown_autoclear(metadata)?;
-
-    work.settle(metadata, |work| {
+    work.settle_taken(metadata, dirty, |work| {
         Ok(work.storage.write_at(&table, table_offset)?)
     })?;
     let old_table = work.commit_table(metadata, entries, table_offset)?;
 
+    let clean_up = if fits {
+        Ok(())
+    } else {
+        work.sub_tree(metadata, Tree::of(&l1))
+    };
     after_commit(
         "the snapshot is deleted",
-        release(&mut work, metadata, &entry, &l1, old_table),
+        clean_up.and_then(|()| release(&mut work, metadata, &entry, &l1, old_table)),
     )?;
     Ok(entry)
 }
 
-/// Frees what only the snapshot referred to, and the old table, and lets the active disk be written in place where no
+/// Writes the refcounts without the snapshot's tree, frees its L1 table and the old snapshot table, and lets the active disk be written in place where no
 /// other snapshot refers to it.
 fn release(
     work: &mut Work,
@@ -51,7 +63,6 @@ fn release(
     l1: &[L1Entry],
     old_table: (u64, u64),
 ) -> Result<()> {
-    work.sub_tree(metadata, l1)?;
     work.release_bytes(entry.l1_offset, entry.l1_bytes())?;
     work.release_bytes(old_table.0, old_table.1)?;
     let affected = affected(&metadata.l1, l1);

@@ -8,15 +8,48 @@ use crate::error::{Corruption, Error, LimitExceeded, Result};
 use crate::fields;
 use crate::format::{self, ClusterSize, HostCluster, L1Entry, L2Entry};
 use crate::metadata::Metadata;
-use crate::refcount::Refcounts;
+use crate::refcount::{DirtyRefcounts, Refcounts};
 use crate::snapshot_table::{SnapshotEntry, table_bytes, table_len_bytes};
 use crate::storage::Storage;
 use crate::walk;
 
-/// Refcount blocks kept in memory. It is enough for 8 TiB in clusters of 64 KiB with refcounts of 16 bits.
+/// Bytes of refcount blocks kept in memory: enough for 8 TiB in clusters of 64 KiB with refcounts of 16 bits.
 const MAX_LOADED_BYTES: u64 = 256 << 20;
 /// Autoclear features that stay true when snapshots come and go.
 const KNOWN_AUTOCLEAR: u64 = format::AUTOCLEAR_BITMAPS | format::AUTOCLEAR_RAW_EXTERNAL;
+
+#[cfg(test)]
+thread_local! {
+    /// [`MAX_LOADED_BYTES`] for the operations of this thread.
+    pub(super) static LOADED_BYTES: std::cell::Cell<u64> = const { std::cell::Cell::new(MAX_LOADED_BYTES) };
+}
+
+/// What an L1 table leads to, as far as another one does not lead to the same at the same place of the disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tree<'a> {
+    l1: &'a [L1Entry],
+    besides: &'a [L1Entry],
+}
+
+impl<'a> Tree<'a> {
+    /// All that an L1 table leads to.
+    pub(super) fn of(l1: &'a [L1Entry]) -> Self {
+        Self { l1, besides: &[] }
+    }
+
+    /// What `l1` leads to and `besides` does not.
+    pub(super) fn besides(l1: &'a [L1Entry], besides: &'a [L1Entry]) -> Self {
+        Self { l1, besides }
+    }
+
+    /// The offset of the other L2 table for an index of the L1 table; 0 if there is none.
+    fn beside(&self, index: u64) -> u64 {
+        let entry = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.besides.get(index));
+        entry.map_or(0, |entry| entry.host_offset())
+    }
+}
 
 /// One operation on the snapshots of an image.
 #[derive(Debug)]
@@ -25,6 +58,7 @@ pub(super) struct Work {
     pub(super) cluster: ClusterSize,
     pub(super) refcounts: Refcounts,
     pub(super) freed: Freed,
+    max_loaded_bytes: u64,
 }
 
 impl Work {
@@ -34,6 +68,10 @@ impl Work {
         let storage = Arc::clone(metadata.storage());
         let cluster = metadata.cluster_size();
         let mut refcounts = Refcounts::open(Arc::clone(&storage), &metadata.header)?;
+        #[cfg(test)]
+        let max_loaded_bytes = LOADED_BYTES.get();
+        #[cfg(not(test))]
+        let max_loaded_bytes = MAX_LOADED_BYTES;
         let mut protect = |offset: u64, len_bytes: u64| {
             refcounts.protect(cluster.cluster_of(offset), cluster.clusters_for(len_bytes));
         };
@@ -50,26 +88,31 @@ impl Work {
             cluster,
             refcounts,
             freed: Freed::default(),
+            max_loaded_bytes,
         })
     }
 
-    /// Counts one reference more to every cluster that an L1 table leads to, or refuses to with nothing written.
-    ///
-    /// Counts that do not fit into memory are written on the way; those images are looked through first.
-    pub(super) fn add_tree(&mut self, metadata: &mut Metadata, l1: &[L1Entry]) -> Result<()> {
-        check_distinct(l1)?;
-        let counted_bytes = self
+    /// Whether all refcounts of the image fit into the memory that an operation takes.
+    pub(super) fn fits(&self, metadata: &Metadata) -> bool {
+        let counted_bits = self
             .refcounts
             .capacity()
-            .saturating_mul(1 << metadata.header.refcount_order)
-            / 8;
-        if counted_bytes > MAX_LOADED_BYTES {
-            self.each_reference(metadata, l1, |work, cluster| {
+            .saturating_mul(1 << metadata.header.refcount_order);
+        counted_bits / 8 <= self.max_loaded_bytes
+    }
+
+    /// Counts one reference more to every cluster of a tree, or refuses to with nothing written.
+    ///
+    /// Counts that do not fit into memory are written on the way; those images are looked through first.
+    pub(super) fn add_tree(&mut self, metadata: &mut Metadata, tree: Tree<'_>) -> Result<()> {
+        check_distinct(tree.l1)?;
+        if !self.fits(metadata) {
+            self.each_reference(metadata, tree, |work, cluster| {
                 let count = work.refcounts.get(cluster)?;
                 work.check_count(cluster, count.saturating_add(1))
             })?;
         }
-        self.each_reference(metadata, l1, |work, cluster| {
+        self.each_reference(metadata, tree, |work, cluster| {
             match work.refcounts.add(cluster, 1) {
                 Ok(count) => work.check_count(cluster, count),
                 Err(error) => {
@@ -80,10 +123,17 @@ impl Work {
         })
     }
 
-    /// Refuses to drop the references of a tree that the refcounts do not count.
-    pub(super) fn check_tree(&mut self, metadata: &mut Metadata, l1: &[L1Entry]) -> Result<()> {
-        check_distinct(l1)?;
-        self.each_reference(metadata, l1, |work, cluster| {
+    /// Counts one reference less to every cluster of a tree. What does not fit into memory is written on the way, so
+    /// that the tree must be gone for good if [`Self::fits`] does not hold.
+    pub(super) fn sub_tree(&mut self, metadata: &mut Metadata, tree: Tree<'_>) -> Result<()> {
+        check_distinct(tree.l1)?;
+        self.each_reference(metadata, tree, Self::release)
+    }
+
+    /// Refuses a tree with references that the refcounts do not count.
+    pub(super) fn check_tree(&mut self, metadata: &mut Metadata, tree: Tree<'_>) -> Result<()> {
+        check_distinct(tree.l1)?;
+        self.each_reference(metadata, tree, |work, cluster| {
             match work.refcounts.get(cluster)? {
                 0 => Err(work.uncounted(cluster)),
                 _ => Ok(()),
@@ -101,11 +151,6 @@ impl Work {
             }
         }
         Ok(())
-    }
-
-    /// Counts one reference less to every cluster that an L1 table leads to.
-    pub(super) fn sub_tree(&mut self, metadata: &mut Metadata, l1: &[L1Entry]) -> Result<()> {
-        self.each_reference(metadata, l1, Self::release)
     }
 
     /// Counts one reference less to the clusters of a structure of `len_bytes` at `offset`.
@@ -131,6 +176,16 @@ impl Work {
         rest: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
         let dirty = self.refcounts.take_dirty();
+        self.settle_taken(metadata, dirty, rest)
+    }
+
+    /// As [`Self::settle`], with the refcounts as they were when they were taken.
+    pub(super) fn settle_taken(
+        &mut self,
+        metadata: &mut Metadata,
+        dirty: DirtyRefcounts,
+        rest: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         dirty.write(self.storage.as_ref())?;
         rest(self)?;
         self.storage.sync()?;
@@ -166,6 +221,7 @@ impl Work {
             if let Some(error) = failure {
                 return Err(error);
             }
+            self.refcounts.shrink(self.max_loaded_bytes);
             if !changed {
                 return Ok(());
             }
@@ -232,24 +288,36 @@ impl Work {
         Ok(old)
     }
 
-    /// Calls `count` with every host cluster that an L1 table refers to, once for each reference, L2 tables included.
+    /// Calls `count` with every host cluster that a tree refers to, once for each reference, L2 tables included.
     fn each_reference(
         &mut self,
         metadata: &mut Metadata,
-        l1: &[L1Entry],
+        tree: Tree<'_>,
         mut count: impl FnMut(&mut Self, HostCluster) -> Result<()>,
     ) -> Result<()> {
         let storage = Arc::clone(&self.storage);
         let size = self.cluster;
-        walk::tables(storage.as_ref(), size, l1, &mut |_, table| {
+        let file_bytes = storage.len()?;
+        let mut besides = vec![0; size.len()];
+        walk::tables(storage.as_ref(), size, tree.l1, &mut |index, table| {
             count(self, size.cluster_of(table.offset()))?;
-            for entry in table.entries() {
+            match tree.beside(index) {
+                0 => besides.fill(0),
+                offset => {
+                    walk::judge(offset, size, file_bytes)?;
+                    storage.read_at(&mut besides, offset)?;
+                }
+            }
+            for (entry, beside) in table.entries().zip(fields::entries(&besides)) {
+                if entry.0 & !format::COPIED == beside & !format::COPIED {
+                    continue;
+                }
                 for number in host_clusters(entry, size)? {
                     count(self, HostCluster(number))?;
                 }
-                if self.refcounts.loaded_bytes() > MAX_LOADED_BYTES {
+                if self.refcounts.loaded_bytes() > self.max_loaded_bytes {
                     self.refcounts.write_dirty(&mut metadata.header)?;
-                    self.refcounts.shrink(MAX_LOADED_BYTES / 2);
+                    self.refcounts.shrink(self.max_loaded_bytes / 2);
                 }
             }
             Ok(())
