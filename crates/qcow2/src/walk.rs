@@ -4,6 +4,9 @@
 //! another in the file are read together, and memory is bounded by one such read, whatever the size of the disk. A
 //! table that is not where a table can be ends the visit; `check` is what looks on.
 
+#[cfg(test)]
+mod tests;
+
 use crate::format::L2Entry;
 use crate::{ClusterSize, Corruption, L1Entry, Result, Storage, fields};
 
