@@ -23,7 +23,7 @@ mod virtio;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::virtio::{Balloon, ConsoleInput, DevicesConfig, DiscardRoute, Disk, DiskEvent};
 use kvm_ioctls::VmFd;
@@ -217,7 +217,25 @@ impl Machine {
     /// wait for room once more. Until then the machine can be paused, but not saved.
     #[must_use]
     pub fn wait_disk_event(&self, timeout: Duration) -> Option<DiskEvent> {
-        self.around.control.wait_disk_event(timeout)
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let left = deadline.map_or(timeout, |at| at.saturating_duration_since(Instant::now()));
+            let event = self.around.control.wait_disk_event(left)?;
+            if self.still_holds(&event) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// Tells whether an event is still of interest: a resume may have come before it was heard.
+    fn still_holds(&self, event: &DiskEvent) -> bool {
+        match event {
+            DiskEvent::Full { disk: id } => {
+                let mut disks = self.disks.iter();
+                disks.any(|disk| disk.id() == id && disk.waits_for_room())
+            }
+            _ => true,
+        }
     }
 
     /// Returns the way by which the machine's devices give guest memory back to the host. Whoever must see

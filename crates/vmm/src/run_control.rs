@@ -179,10 +179,13 @@ impl RunControl {
         inner.reason.clone()
     }
 
-    /// Keeps what a disk has told until the owner asks.
+    /// Keeps what a disk has told until the owner asks; what is kept already is not kept twice.
     pub(crate) fn tell(&self, event: DiskEvent) {
-        self.lock().disk_events.push_back(event);
-        self.changed.notify_all();
+        let mut inner = self.lock();
+        if !inner.disk_events.contains(&event) {
+            inner.disk_events.push_back(event);
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until a disk has told something, the machine has ended, or `timeout` is over.
@@ -249,6 +252,7 @@ mod tests {
         });
         control.tell(full("b"));
         control.tell(full("c"));
+        control.tell(full("b"));
         control.end(StopReason::Requested);
         for expected in [Some(full("b")), Some(full("c")), None] {
             assert_eq!(control.wait_disk_event(Duration::MAX), expected);

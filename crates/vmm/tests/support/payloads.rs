@@ -11,6 +11,8 @@ use std::arch::global_asm;
 pub const LOAD_ADDRESS: u32 = 0x10_0000;
 /// Where programs keep what tests look at.
 pub const COUNTER: u64 = 0x18_0000;
+/// What [`poke`] writes.
+pub const POKES: u64 = 0x18_1000;
 /// Number of application processors that have started, in [`SMP`].
 pub const SMP_STARTED: u64 = 0x9000;
 /// Counters of the boot processor and the application processor, in [`SMP`].
@@ -203,6 +205,22 @@ payload!(
     "out %al, $0xf4",
     "8: mov $1, %al",
     "out %al, $0xf4",
+);
+
+payload!(
+    /// Writes the pairs of address and value at POKES, which end with an address of zero, then tells the debug
+    /// console of its life for ever.
+    poke, "payload_poke", "payload_poke_end",
+    "mov $0x181000, %esi",
+    "1: mov (%esi), %edi",
+    "test %edi, %edi",
+    "jz 2f",
+    "mov 4(%esi), %eax",
+    "mov %eax, (%edi)",
+    "add $8, %esi",
+    "jmp 1b",
+    "2: out %al, $0xe9",
+    "jmp 2b",
 );
 
 payload!(
