@@ -22,6 +22,7 @@ mod fingerprint;
 mod freed;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod work;
 
 use std::sync::Arc;

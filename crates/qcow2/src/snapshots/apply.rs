@@ -1,6 +1,7 @@
 //! Making the active disk what a snapshot holds.
 
-use super::work::{Tree, Work, after_commit};
+use super::tree::Tree;
+use super::work::{Work, after_commit};
 use super::{position, unknown};
 use crate::error::{LimitExceeded, Result, Unsupported};
 use crate::format::{AUTOCLEAR_BITMAPS, L1Entry};

@@ -3,7 +3,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::MAX_NAME_BYTES;
-use super::work::{Tree, Work, after_commit};
+use super::tree::Tree;
+use super::work::{Work, after_commit};
 use crate::error::{LimitExceeded, Result, Unsupported, Usage};
 use crate::format::L1Entry;
 use crate::metadata::Metadata;

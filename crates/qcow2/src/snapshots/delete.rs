@@ -1,6 +1,7 @@
 //! Deleting a snapshot.
 
-use super::work::{Tree, Work, after_commit, host_clusters};
+use super::tree::{Tree, host_clusters};
+use super::work::{Work, after_commit};
 use super::{position, unknown};
 use crate::error::Result;
 use crate::format::{HostCluster, L1Entry};
@@ -30,7 +31,7 @@ pub(super) fn delete(metadata: &mut Metadata, wanted: &str) -> Result<SnapshotEn
     // The tree's references go in memory now, so that a tree that cannot be freed is refused before anything is
     // written. Only the new table's clusters are written before the commit.
     let dirty = work.refcounts.take_dirty();
-    let fits = work.fits(metadata);
+    let fits = work.fits(metadata)?;
     if fits {
         work.sub_tree(metadata, Tree::of(&l1))?;
     } else {

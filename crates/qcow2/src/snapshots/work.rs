@@ -1,10 +1,9 @@
-//! What the operations share: the refcounts of the whole image in memory, counting a tree, and the write orders.
+//! What the operations share: the refcounts of the whole image in memory, and the write orders.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::freed::Freed;
-use crate::error::{Corruption, Error, LimitExceeded, Result};
+use crate::error::{Corruption, Error, Result};
 use crate::fields;
 use crate::format::{self, ClusterSize, HostCluster, L1Entry, L2Entry};
 use crate::metadata::Metadata;
@@ -13,7 +12,7 @@ use crate::snapshot_table::{SnapshotEntry, table_bytes, table_len_bytes};
 use crate::storage::Storage;
 use crate::walk;
 
-/// Bytes of refcount blocks kept in memory: enough for 8 TiB in clusters of 64 KiB with refcounts of 16 bits.
+/// Bytes of refcount blocks kept in memory: twice those of 4 TiB in clusters of 64 KiB with refcounts of 16 bits.
 const MAX_LOADED_BYTES: u64 = 256 << 20;
 /// Autoclear features that stay true when snapshots come and go.
 const KNOWN_AUTOCLEAR: u64 = format::AUTOCLEAR_BITMAPS | format::AUTOCLEAR_RAW_EXTERNAL;
@@ -24,33 +23,6 @@ thread_local! {
     pub(super) static LOADED_BYTES: std::cell::Cell<u64> = const { std::cell::Cell::new(MAX_LOADED_BYTES) };
 }
 
-/// What an L1 table leads to, as far as another one does not lead to the same at the same place of the disk.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tree<'a> {
-    l1: &'a [L1Entry],
-    besides: &'a [L1Entry],
-}
-
-impl<'a> Tree<'a> {
-    /// All that an L1 table leads to.
-    pub(super) fn of(l1: &'a [L1Entry]) -> Self {
-        Self { l1, besides: &[] }
-    }
-
-    /// What `l1` leads to and `besides` does not.
-    pub(super) fn besides(l1: &'a [L1Entry], besides: &'a [L1Entry]) -> Self {
-        Self { l1, besides }
-    }
-
-    /// The offset of the other L2 table for an index of the L1 table; 0 if there is none.
-    fn beside(&self, index: u64) -> u64 {
-        let entry = usize::try_from(index)
-            .ok()
-            .and_then(|index| self.besides.get(index));
-        entry.map_or(0, |entry| entry.host_offset())
-    }
-}
-
 /// One operation on the snapshots of an image.
 #[derive(Debug)]
 pub(super) struct Work {
@@ -58,7 +30,7 @@ pub(super) struct Work {
     pub(super) cluster: ClusterSize,
     pub(super) refcounts: Refcounts,
     pub(super) freed: Freed,
-    max_loaded_bytes: u64,
+    pub(super) max_loaded_bytes: u64,
 }
 
 impl Work {
@@ -90,67 +62,6 @@ impl Work {
             freed: Freed::default(),
             max_loaded_bytes,
         })
-    }
-
-    /// Whether all refcounts of the image fit into the memory that an operation takes.
-    pub(super) fn fits(&self, metadata: &Metadata) -> bool {
-        let counted_bits = self
-            .refcounts
-            .capacity()
-            .saturating_mul(1 << metadata.header.refcount_order);
-        counted_bits / 8 <= self.max_loaded_bytes
-    }
-
-    /// Counts one reference more to every cluster of a tree, or refuses to with nothing written.
-    ///
-    /// Counts that do not fit into memory are written on the way; those images are looked through first.
-    pub(super) fn add_tree(&mut self, metadata: &mut Metadata, tree: Tree<'_>) -> Result<()> {
-        check_distinct(tree.l1)?;
-        if !self.fits(metadata) {
-            self.each_reference(metadata, tree, |work, cluster| {
-                let count = work.refcounts.get(cluster)?;
-                work.check_count(cluster, count.saturating_add(1))
-            })?;
-        }
-        self.each_reference(metadata, tree, |work, cluster| {
-            match work.refcounts.add(cluster, 1) {
-                Ok(count) => work.check_count(cluster, count),
-                Err(error) => {
-                    let count = work.refcounts.get(cluster)?;
-                    work.check_count(cluster, count.saturating_add(1)).and(Err(error))
-                }
-            }
-        })
-    }
-
-    /// Counts one reference less to every cluster of a tree. What does not fit into memory is written on the way, so
-    /// that the tree must be gone for good if [`Self::fits`] does not hold.
-    pub(super) fn sub_tree(&mut self, metadata: &mut Metadata, tree: Tree<'_>) -> Result<()> {
-        check_distinct(tree.l1)?;
-        self.each_reference(metadata, tree, Self::release)
-    }
-
-    /// Refuses a tree with references that the refcounts do not count.
-    pub(super) fn check_tree(&mut self, metadata: &mut Metadata, tree: Tree<'_>) -> Result<()> {
-        check_distinct(tree.l1)?;
-        self.each_reference(metadata, tree, |work, cluster| {
-            match work.refcounts.get(cluster)? {
-                0 => Err(work.uncounted(cluster)),
-                _ => Ok(()),
-            }
-        })
-    }
-
-    /// Refuses L2 tables that the active L1 table and another lead to and that the refcounts count only once.
-    pub(super) fn check_shared(&mut self, one: &[L1Entry], other: &[L1Entry]) -> Result<()> {
-        for (one, other) in one.iter().zip(other) {
-            if !one.is_unallocated() && one.host_offset() == other.host_offset() {
-                let cluster = self.cluster.cluster_of(one.host_offset());
-                let count = self.refcounts.get(cluster)?;
-                self.check_count(cluster, count)?;
-            }
-        }
-        Ok(())
     }
 
     /// Counts one reference less to the clusters of a structure of `len_bytes` at `offset`.
@@ -288,100 +199,11 @@ impl Work {
         Ok(old)
     }
 
-    /// Calls `count` with every host cluster that a tree refers to, once for each reference, L2 tables included.
-    fn each_reference(
-        &mut self,
-        metadata: &mut Metadata,
-        tree: Tree<'_>,
-        mut count: impl FnMut(&mut Self, HostCluster) -> Result<()>,
-    ) -> Result<()> {
-        let storage = Arc::clone(&self.storage);
-        let size = self.cluster;
-        let file_bytes = storage.len()?;
-        let mut besides = vec![0; size.len()];
-        walk::tables(storage.as_ref(), size, tree.l1, &mut |index, table| {
-            count(self, size.cluster_of(table.offset()))?;
-            match tree.beside(index) {
-                0 => besides.fill(0),
-                offset => {
-                    walk::judge(offset, size, file_bytes)?;
-                    storage.read_at(&mut besides, offset)?;
-                }
-            }
-            for (entry, beside) in table.entries().zip(fields::entries(&besides)) {
-                if entry.0 & !format::COPIED == beside & !format::COPIED {
-                    continue;
-                }
-                for number in host_clusters(entry, size)? {
-                    count(self, HostCluster(number))?;
-                }
-                if self.refcounts.loaded_bytes() > self.max_loaded_bytes {
-                    self.refcounts.write_dirty(&mut metadata.header)?;
-                    self.refcounts.shrink(self.max_loaded_bytes / 2);
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn release(&mut self, cluster: HostCluster) -> Result<()> {
+    pub(super) fn release(&mut self, cluster: HostCluster) -> Result<()> {
         if self.refcounts.sub(cluster, 1)? == 0 {
             self.freed.push(cluster);
         }
         Ok(())
-    }
-
-    /// Judges the count that a cluster gets with one reference more.
-    fn check_count(&self, cluster: HostCluster, count: u64) -> Result<()> {
-        LimitExceeded::check("references to one cluster", count, self.refcounts.max())?;
-        if count < 2 {
-            Err(self.uncounted(cluster))
-        } else {
-            Ok(())
-        }
-    }
-
-    fn uncounted(&self, cluster: HostCluster) -> Error {
-        let what = "the refcount of a cluster is lower than its references";
-        Corruption::new(what, cluster.offset(self.cluster)).into()
-    }
-}
-
-/// The host clusters that an entry refers to: none, the one with the data or the kept room, all that compressed data
-/// touches.
-pub(super) fn host_clusters(entry: L2Entry, size: ClusterSize) -> Result<Range<u64>> {
-    if let Some(compressed) = entry.compressed(size.bits()) {
-        let clusters = compressed.clusters(size);
-        if *clusters.start() == 0 {
-            return Err(Corruption::new("compressed data lies on the header", compressed.offset).into());
-        }
-        return Ok(*clusters.start()..clusters.end() + 1);
-    }
-    let offset = entry.host_offset();
-    if offset == 0 {
-        return Ok(0..0);
-    }
-    if !size.is_aligned(offset) {
-        return Err(Corruption::new("a data cluster does not begin with a cluster", offset).into());
-    }
-    let HostCluster(number) = size.cluster_of(offset);
-    Ok(number..number + 1)
-}
-
-/// Refuses an L1 table that leads to one L2 table twice: no writer makes one, and the work would have no bound.
-fn check_distinct(l1: &[L1Entry]) -> Result<()> {
-    let mut offsets: Vec<u64> = l1
-        .iter()
-        .map(|entry| entry.host_offset())
-        .filter(|offset| *offset != 0)
-        .collect();
-    offsets.sort_unstable();
-    match offsets.windows(2).find(|pair| pair.first() == pair.last()) {
-        Some(pair) => {
-            let offset = pair.first().copied().unwrap_or_default();
-            Err(Corruption::new("an l1 table leads to the same l2 table twice", offset).into())
-        }
-        None => Ok(()),
     }
 }
 
