@@ -5,10 +5,11 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "run",
     "serve",
     "balloon",
+    "disk",
     "snapshot",
     "pause",
     "resume",
@@ -55,9 +56,19 @@ fn every_command_has_examples_in_its_help() {
 }
 
 #[test]
+fn every_command_about_disks_has_examples_in_its_help() {
+    for command in ["list", "flatten", "cancel"] {
+        let help = String::from_utf8(snapvm(&["disk", command, "--help"]).stdout).unwrap();
+        assert!(help.contains("Examples:\n  snapvm disk "), "{command}:\n{help}");
+    }
+}
+
+#[test]
 fn help_states_the_defaults_of_a_snapshot() {
     let help = String::from_utf8(snapvm(&["snapshot", "--help"]).stdout).unwrap();
-    for default in ["async", "zstd", "1", "64K", "throttle", "64M", "100ms", "250ms"] {
+    for default in [
+        "overlay", "async", "zstd", "1", "64K", "throttle", "64M", "100ms", "250ms",
+    ] {
         assert!(
             help.contains(&format!("[default: {default}]")),
             "{default} is not there:\n{help}"
@@ -91,7 +102,7 @@ fn bad_values_are_refused_with_the_option_named() {
     assert_refused(&["run", "--builtin", "--initrd", "x"], "initrd");
     assert_refused(&["run", "--builtin", "--cpu", "z80"], "--cpu");
     assert_refused(
-        &["run", "--builtin", "--disk", "file=d,ro"],
+        &["run", "--builtin", "--disk", "file=d.raw,ro"],
         "\"ro\" is not known here",
     );
     assert_refused(&["run", "--builtin", "--net", "mac=1"], "--net");
@@ -105,6 +116,20 @@ fn bad_values_are_refused_with_the_option_named() {
         "stands twice",
     );
     snapshot("--disks", "maybe");
+    snapshot("--frozen", "data");
+    assert_refused(
+        &["run", "--builtin", "--disk", "file=d"],
+        "say format=raw or format=qcow2",
+    );
+    assert_refused(&["restore", "out.vmsnap", "--disks", "copy"], "--disks");
+    assert_refused(
+        &["disk", "flatten", "--api-sock", "x.sock", "--rate", "lots"],
+        "--rate",
+    );
+    assert_refused(
+        &["disk", "flatten", "--api-sock", "x.sock", "a", "--rate", "0"],
+        "never end",
+    );
     assert_refused(&["nonsense"], "nonsense");
 }
 

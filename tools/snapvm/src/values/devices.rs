@@ -77,37 +77,41 @@ impl FromStr for Disk {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut items = Items::parse(text, DISK)?;
-        let file = PathBuf::from(items.required("file")?);
-        let config = DiskConfig {
-            format: match items.optional("format")?.as_deref() {
-                None => format_by_name(&file)?,
-                Some("raw") => DiskFormat::Raw,
-                Some("qcow2") => DiskFormat::Qcow2,
-                Some(other) => return Err(format!("format {other:?} is not known, only raw and qcow2 are")),
-            },
+        let mut config = DiskConfig {
             readonly: items.flag("readonly")?,
-            cache: match items.optional("cache")?.as_deref() {
-                None | Some("writeback") => DiskCache::Writeback,
-                Some("none") => DiskCache::None,
-                Some(other) => {
-                    return Err(format!(
-                        "cache {other:?} is not known, only writeback and none are"
-                    ));
-                }
-            },
-            on_full: match items.optional("on-full")?.as_deref() {
-                None | Some("report") => OnFull::Report,
-                Some("pause") => OnFull::Pause,
-                Some(other) => {
-                    return Err(format!(
-                        "on-full {other:?} is not known, only report and pause are"
-                    ));
-                }
-            },
-            ..DiskConfig::new("", file)
+            ..DiskConfig::new("", items.required("file")?)
         };
+        let format = items.optional("format")?;
+        if let Some(cache) = items.optional("cache")? {
+            config.cache = match cache.as_str() {
+                "writeback" => DiskCache::Writeback,
+                "none" => DiskCache::None,
+                _ => {
+                    return Err(format!(
+                        "cache {cache:?} is not known, only writeback and none are"
+                    ));
+                }
+            };
+        }
+        if let Some(on_full) = items.optional("on-full")? {
+            config.on_full = match on_full.as_str() {
+                "report" => OnFull::Report,
+                "pause" => OnFull::Pause,
+                _ => {
+                    return Err(format!(
+                        "on-full {on_full:?} is not known, only report and pause are"
+                    ));
+                }
+            };
+        }
         let id = items.optional("id")?;
         items.finish()?;
+        config.format = match format.as_deref() {
+            None => format_by_name(&config.file)?,
+            Some("raw") => DiskFormat::Raw,
+            Some("qcow2") => DiskFormat::Qcow2,
+            Some(other) => return Err(format!("format {other:?} is not known, only raw and qcow2 are")),
+        };
         Ok(Self { id, config })
     }
 }
@@ -181,6 +185,30 @@ mod tests {
         assert_eq!(ids, ["disk0", "data", "disk2"]);
         assert_eq!(named[1].file, PathBuf::from("b.raw"));
         assert!(named[1].readonly && !named[0].readonly);
+    }
+
+    #[test]
+    fn the_format_of_a_disk_follows_from_the_name_of_its_file_or_must_be_said() {
+        let disk = |text: &str| text.parse::<Disk>().map(|disk| disk.config);
+        for (text, format) in [
+            ("file=a.qcow2", DiskFormat::Qcow2),
+            ("file=a.raw", DiskFormat::Raw),
+            ("file=a.img", DiskFormat::Raw),
+            ("file=/dev/vdb", DiskFormat::Raw),
+            ("file=a.qcow2,format=raw", DiskFormat::Raw),
+            ("file=a,format=qcow2", DiskFormat::Qcow2),
+        ] {
+            assert_eq!(disk(text).unwrap().format, format, "{text}");
+        }
+        assert!(
+            disk("file=a.disk")
+                .unwrap_err()
+                .contains("say format=raw or format=qcow2")
+        );
+        let typed = disk("file=a.qcow2,cache=none,on-full=pause").unwrap();
+        assert_eq!((typed.cache, typed.on_full), (DiskCache::None, OnFull::Pause));
+        assert!(disk("file=a.raw,cache=all").unwrap_err().contains("cache"));
+        assert!(disk("file=a.raw,on-full=cry").unwrap_err().contains("on-full"));
     }
 
     #[test]

@@ -92,6 +92,7 @@ fn every_answer_is_as_described() {
     other.expect(404, "PUT", "/v1/balloon", r#"{"target_bytes": 0}"#);
     seen.append(&mut other.seen);
     seen.append(&mut machine::answers_around_the_description());
+    seen.append(&mut devices::answers_about_disks());
 
     // A stopped machine answers only for as long as its process takes to end.
     let beyond_reach =
