@@ -133,7 +133,11 @@ fn measure(path: &Path, raw: bool, load: Load, cache: Cache) -> f64 {
     let (requests, places) = (requests(load, cache), DISK / load.bytes as u64);
     let begun = Instant::now();
     for number in 0..requests {
-        let place = if load.random { random.below(places) } else { number };
+        let place = if load.random {
+            random.below(places)
+        } else {
+            number % places
+        };
         disk.transfer(load, &mut buf, place * load.bytes as u64);
     }
     if load.write {
