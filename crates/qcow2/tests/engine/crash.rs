@@ -3,9 +3,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::thread;
 
-use qcow2::replay::{Crash, Recorder};
-use qcow2::{Image, ImageOptions, Layer, MemoryStorage};
+use qcow2::replay::{Crash, Random, Recorder};
+use qcow2::{CreateOptions, Image, ImageOptions, Layer, MemoryStorage};
 
 use crate::driver::{Below, Driver, Lower, Options, Step, checked};
 
@@ -173,4 +174,49 @@ fn no_crash_corrupts_an_image_with_a_snapshot() {
 fn no_crash_corrupts_an_overlay() {
     no_crash_corrupts(&[(3, 9, 32), (2, 12, 16)], Below::Raw, true);
     no_crash_corrupts(&[(3, 12, 16), (2, 9, 16)], Below::Qcow2, false);
+}
+
+#[test]
+fn no_crash_corrupts_an_image_that_many_threads_write_and_flush() {
+    const PART: usize = 48 << 10;
+    let storage = MemoryStorage::new();
+    let options = CreateOptions {
+        cluster_bits: 9,
+        ..CreateOptions::new(4 * PART as u64)
+    };
+    qcow2::create(&storage, &options).unwrap();
+    let recorder = Recorder::new();
+    let file = recorder.existing("disk", storage.to_bytes());
+    let image = &Image::open(file, None, &ImageOptions::default()).unwrap();
+    thread::scope(|scope| {
+        for number in 0..4u64 {
+            scope.spawn(move || {
+                let mut random = Random::new(number);
+                for _ in 0..60 {
+                    let start = random.below(PART as u64 / 512) * 512;
+                    let len = (512 * (1 + random.below(12))).min(PART as u64 - start);
+                    let offset = number * PART as u64 + start;
+                    match random.below(6) {
+                        0 => image.discard(offset, len).unwrap(),
+                        1 => image.write_zeroes(offset, len, true).unwrap(),
+                        2 => image.flush().unwrap(),
+                        _ => image.write_at(&vec![7; len as usize], offset).unwrap(),
+                    }
+                }
+            });
+        }
+    });
+    image.settle().unwrap();
+    let mut crashes = 0;
+    for crash in recorder.kills().chain(recorder.power_losses(3, 2)) {
+        crashes += 1;
+        let report = checked(Arc::new(crash.storage("disk").unwrap()));
+        assert_eq!(
+            (report.corruptions, report.check_errors),
+            (0, 0),
+            "{}: {report:?}",
+            crash.description()
+        );
+    }
+    assert!(crashes > 200, "only {crashes} crashes");
 }

@@ -1,7 +1,8 @@
 //! Many threads on one image: writes to the same clusters, discards, flushes and snapshots at the same time.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use qcow2::replay::Random;
@@ -168,4 +169,83 @@ fn the_file_grows_no_more_than_what_is_written_needs() {
     image.settle().unwrap();
     let clusters = storage.len().unwrap() / 4096;
     assert!(clusters < 800 + 20, "{clusters} clusters");
+}
+
+/// A storage whose syncs last until they are let go.
+#[derive(Debug)]
+struct SlowSync {
+    inner: MemoryStorage,
+    begun: mpsc::Sender<()>,
+    may_end: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Storage for SlowSync {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.inner.write_at(buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.begun.send(()).unwrap();
+        // Once nobody holds syncs up any more, they end at once.
+        let _ = self.may_end.lock().unwrap().recv();
+        self.inner.sync()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len)
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.punch_hole(offset, len)
+    }
+}
+
+#[test]
+fn reads_and_writes_go_on_while_a_flush_waits_for_the_medium() {
+    let inner = MemoryStorage::new();
+    qcow2::create(
+        &inner,
+        &CreateOptions {
+            cluster_bits: 12,
+            ..CreateOptions::new(16 << 20)
+        },
+    )
+    .unwrap();
+    let ((begun, has_begun), (let_go, may_end)) = (mpsc::channel(), mpsc::channel());
+    let storage = Arc::new(SlowSync {
+        inner,
+        begun,
+        may_end: Mutex::new(may_end),
+    });
+    let image = &Image::open(storage.clone(), None, &ImageOptions::default()).unwrap();
+    image.write_at(&[1; 8192], 0).unwrap();
+    thread::scope(|scope| {
+        let flush = scope.spawn(|| image.flush().unwrap());
+        for number in 0..3u8 {
+            has_begun.recv().unwrap();
+            let mut read = [0; 8192];
+            image.read_at(&mut read, 0).unwrap();
+            assert_eq!(read, [1 + number; 8192]);
+            image.write_at(&[2 + number; 8192], 0).unwrap();
+            image.write_at(&[9; 8192], (3 + u64::from(number)) << 20).unwrap();
+            image.discard((3 + u64::from(number)) << 20, 4096).unwrap();
+            let_go.send(()).unwrap();
+        }
+        flush.join().unwrap();
+    });
+    drop((let_go, has_begun.try_iter().count()));
+    let mut content = vec![0; 16 << 20];
+    content[..8192].fill(4);
+    (3..6).for_each(|place| content[(place << 20) + 4096..(place << 20) + 8192].fill(9));
+    assert_reads(image, &content, "after the flush");
+    image.settle().unwrap();
+    assert!(checked(storage).is_clean());
 }
