@@ -8,7 +8,7 @@ mod tests;
 
 use crate::error::{LimitExceeded, Result, Usage};
 use crate::fields;
-use crate::format::{self, ClusterSize};
+use crate::format::ClusterSize;
 use crate::header::{Backing, Extension, FeatureName, FrozenBacking, Header};
 use crate::limits;
 use crate::storage::Storage;
@@ -235,6 +235,3 @@ fn block_of_ones(count: u64, refcount_bits: u32, block_bytes: usize) -> Vec<u8> 
     }
     block
 }
-
-/// The table entries of a new image need no more than the header says.
-const _: () = assert!(format::HEADER_BYTES_WRITTEN <= 1 << limits::MIN_CLUSTER_BITS);

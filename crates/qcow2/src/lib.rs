@@ -10,12 +10,16 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use qcow2::{CreateOptions, MemoryStorage, Metadata};
+//! use qcow2::{CreateOptions, Image, ImageOptions, MemoryStorage, create};
 //! # fn main() -> qcow2::Result<()> {
 //! let storage = Arc::new(MemoryStorage::new());
-//! qcow2::create(storage.as_ref(), &CreateOptions::new(1 << 30))?;
-//! let metadata = Metadata::open(storage)?;
-//! assert_eq!(metadata.header.virtual_size_bytes, 1 << 30);
+//! create(storage.as_ref(), &CreateOptions::new(1 << 30))?;
+//! let image = Image::open(storage, None, &ImageOptions::default())?;
+//! image.write_at(b"before", 4096)?;
+//! let snapshot = image.create_snapshot("a quiet moment")?;
+//! image.write_at(b"behind", 4096)?;
+//! image.flush()?; // durable from here on
+//! assert_eq!((image.len_bytes(), snapshot.id().as_ref()), (1 << 30, "1"));
 //! # Ok(())
 //! # }
 //! ```

@@ -20,9 +20,9 @@ pub const MAX_SNAPSHOT_EXTRA_BYTES: u32 = 1024;
 pub const MAX_CHAIN_DEPTH: usize = 64;
 /// Bytes of a backing file's name (qcow2 specification, header).
 pub const MAX_BACKING_NAME_BYTES: u64 = 1023;
-/// Bytes of one persistent bitmap's table and number of bitmaps are not read here, only counted up to this.
+/// Persistent bitmaps of one image.
 pub const MAX_BITMAPS: u32 = 65_535;
 /// Snapshot files that the extension `frozen-backing` names.
 pub const MAX_FROZEN_OWNERS: u32 = 1024;
-/// Largest virtual disk: the offsets of guests are signed 64-bit numbers to the systems below.
+/// Largest virtual disk: file offsets are signed 64-bit numbers.
 pub const MAX_VIRTUAL_SIZE_BYTES: u64 = i64::MAX as u64 & !511;

@@ -235,11 +235,44 @@ pub fn compare_with_qemu(image: &Path, bytes: &[u8]) -> bool {
         return false;
     }
     let ours = ours.unwrap_or_else(|error| panic!("qemu-img reads it: {error}"));
-    let theirs = fs::read(&raw).unwrap();
+    assert_same(&ours, &fs::read(&raw).unwrap());
+    true
+}
+
+/// Asserts that the disk of a snapshot has the bytes that QEMU reads; returns whether QEMU reads them.
+pub fn compare_snapshot_with_qemu(image: &Path, bytes: &[u8], id: &str) -> bool {
+    let metadata = Metadata::open(storage(bytes)).unwrap();
+    let disk_bytes = metadata.header.virtual_size_bytes;
+    let l1_entries = metadata.cluster_size().l1_entries_for(disk_bytes);
+    // QEMU shows a snapshot in the size that the disk has now, and zeros where its L1 table is too short.
+    let is_whole = snapshots::find(&metadata, id).is_ok_and(|entry| {
+        entry.virtual_size_bytes() == Some(disk_bytes) && u64::from(entry.l1_entries) >= l1_entries
+    });
+    if !is_whole {
+        return false;
+    }
+    let raw = image.with_extension("raw");
+    let (from, to) = (image.to_str().unwrap(), raw.to_str().unwrap());
+    let _ = fs::remove_file(&raw);
+    let wanted = format!("snapshot.id={id}");
+    let arguments = ["convert", "-f", "qcow2", "-O", "raw", "-l", &wanted, from, to];
+    if !peer::run("qemu-img", arguments).status.success() {
+        return false;
+    }
+    let opened = Image::open_snapshot(storage(bytes), None, id, &ImageOptions::read_only());
+    let view = opened.unwrap_or_else(|error| panic!("qemu-img reads snapshot {id}: {error}"));
+    let mut ours = vec![0; usize::try_from(view.len_bytes().min(2 * DISK_BYTES)).unwrap()];
+    let read = view.read_at(&mut ours, 0);
+    read.unwrap_or_else(|error| panic!("qemu-img reads snapshot {id}: {error}"));
+    assert_same(&ours, &fs::read(&raw).unwrap());
+    true
+}
+
+/// Asserts that two readings of a disk are the same, as far as both go.
+fn assert_same(ours: &[u8], theirs: &[u8]) {
     let common = ours.len().min(theirs.len());
     let differs = (0..common).find(|index| ours[*index] != theirs[*index]);
     assert!(differs.is_none(), "first difference at {differs:?}");
     // QEMU drops the last bytes of a disk that does not end with a sector.
     assert!(theirs.len() as u64 >= (ours.len() as u64 & !511).min(8 << 20));
-    true
 }
