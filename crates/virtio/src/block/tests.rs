@@ -15,8 +15,10 @@ use crate::queue::QueueState;
 
 mod full;
 mod hostile;
+mod images;
 mod layers;
 mod locks;
+mod overlays;
 mod requests;
 mod saved;
 mod small_medium;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::layers::{Images, owner};
+use super::images::{Images, owner};
 use super::*;
 use crate::config::DiskFormat;
 

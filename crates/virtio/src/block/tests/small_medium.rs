@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use qcow2::{Access, Cache, CreateOptions, FileStorage};
 use tempfile::TempDir;
 
-use super::layers::check_image;
+use super::images::check_image;
 use super::traffic::Shadow;
 use super::*;
 use crate::config::{DiskFormat, OnFull};
