@@ -68,7 +68,7 @@ pub fn create(metadata: &mut Metadata, name: &str, when: SystemTime) -> Result<S
 /// # Errors
 /// Before anything is written: there is no such snapshot, the image must be repaired first, it has bitmaps that would
 /// no longer describe the disk, its version does not let a disk with snapshots change its size, or its refcounts cannot
-/// count one reference more. Later ones as for [`create`].
+/// count one reference more. Later ones as for [`create()`].
 pub fn apply(metadata: &mut Metadata, wanted: &str) -> Result<SnapshotEntry> {
     change(metadata, |metadata| apply::apply(metadata, wanted))
 }
@@ -77,25 +77,27 @@ pub fn apply(metadata: &mut Metadata, wanted: &str) -> Result<SnapshotEntry> {
 ///
 /// # Errors
 /// Before anything is written: there is no such snapshot, or the image must be repaired first. Later ones as for
-/// [`create`].
+/// [`create()`].
 pub fn delete(metadata: &mut Metadata, wanted: &str) -> Result<SnapshotEntry> {
     change(metadata, |metadata| delete::delete(metadata, wanted))
 }
 
 /// Runs an operation; if it fails, the metadata is read from the file again, which may be before or after the change.
 fn change<T>(metadata: &mut Metadata, operation: impl FnOnce(&mut Metadata) -> Result<T>) -> Result<T> {
+    let before = metadata.clone();
     let result = operation(metadata);
     if result.is_err() {
-        match Metadata::open(Arc::clone(metadata.storage())) {
-            Ok(now) => *metadata = now,
-            // Without the flag every write copies first: right whatever reached the file.
-            Err(_) => metadata
-                .l1
-                .iter_mut()
-                .for_each(|entry| *entry = entry.with_copied(false)),
-        }
+        *metadata = Metadata::open(Arc::clone(before.storage())).unwrap_or_else(|_| without_copied(before));
     }
     result
+}
+
+/// The metadata of an image of which nobody knows what reached the file: every write copies first, which is right in any
+/// case.
+fn without_copied(mut metadata: Metadata) -> Metadata {
+    let entries = metadata.l1.iter_mut();
+    entries.for_each(|entry| *entry = entry.with_copied(false));
+    metadata
 }
 
 /// The index of the snapshot with an id or, failing that, a name.

@@ -33,7 +33,7 @@ pub(super) fn create(metadata: &mut Metadata, name: &str, when: SystemTime) -> R
     // The active tree is still the only one, so these writes need no order among them: counts are only raised, and a
     // COPIED flag that is set or off, whatever the count, lets nobody write to what another tree sees.
     let active = without_copied(&metadata.l1, l1.len());
-    let (old, active_offset) = (std::mem::take(&mut metadata.l1), metadata.header.l1_offset);
+    let (old, active_offset) = (metadata.l1.clone(), metadata.header.l1_offset);
     work.settle(metadata, |work| {
         work.write_l1(&l1, entry.l1_offset)?;
         work.storage.write_at(&table, table_offset)?;

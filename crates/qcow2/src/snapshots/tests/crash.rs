@@ -4,13 +4,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
 use super::image::{State, TestImage, options};
 use crate::replay::{Crash, FailingStorage, Fault, Recorder};
 use crate::snapshots::work::LOADED_BYTES;
 use crate::snapshots::{apply, create, delete};
-use crate::{CreateOptions, Error, MemoryStorage, Metadata, Result, SnapshotEntry};
+use crate::{CreateOptions, Error, MemoryStorage, Metadata, Result, SnapshotEntry, Storage};
 
 /// Name of the image among the recorded files.
 const IMAGE: &str = "image";
@@ -242,5 +243,68 @@ fn fail(name: &str, operation: Operation, fault: Fault, bytes: &[u8], after: &St
             Vec::<String>::new(),
             "{what}: the second try"
         );
+    }
+}
+
+/// A medium that answers nothing any more after so many syncs.
+#[derive(Debug)]
+struct Dying {
+    inner: MemoryStorage,
+    syncs_left: AtomicU64,
+}
+
+impl Dying {
+    fn alive(&self) -> io::Result<&MemoryStorage> {
+        match self.syncs_left.load(Ordering::Relaxed) {
+            0 => Err(io::ErrorKind::BrokenPipe.into()),
+            _ => Ok(&self.inner),
+        }
+    }
+}
+
+impl Storage for Dying {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.alive()?.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.alive()?.write_at(buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.alive()?.sync()?;
+        self.syncs_left.fetch_sub(1, Ordering::Relaxed);
+        self.alive().map(drop)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.alive()?.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.alive()?.set_len(len)
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.alive()?.punch_hole(offset, len)
+    }
+}
+
+#[test]
+fn where_nobody_knows_what_reached_the_file_nothing_is_written_in_place() {
+    let bytes = base(&options(9, 16, 3));
+    for (name, operation) in OPERATIONS {
+        for syncs in 1..4 {
+            let inner = MemoryStorage::from_bytes(bytes.clone());
+            let storage = Arc::new(Dying {
+                inner,
+                syncs_left: AtomicU64::new(syncs),
+            });
+            let mut image = TestImage::open(storage);
+            assert!(image.metadata.l1.iter().any(|entry| entry.is_copied()));
+            operation(&mut image.metadata).expect_err("the medium is dead");
+            let copied = image.metadata.l1.iter().any(|entry| entry.is_copied());
+            assert!(!copied && !image.metadata.l1.is_empty(), "{name}, {syncs} syncs");
+        }
     }
 }
