@@ -14,10 +14,6 @@ use crate::{Chain, Result};
 
 /// A part of a disk whose content lies in one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "the fields of qemu-img map, each true or false there"
-)]
 pub struct Extent {
     /// First byte on the disk.
     pub start: u64,

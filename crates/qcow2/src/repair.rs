@@ -10,6 +10,7 @@
 
 mod copied;
 mod rebuild;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 
@@ -69,6 +70,9 @@ pub fn repair(storage: Arc<dyn Storage>, what: Repair, progress: &mut Progress<'
         if before.corruptions > 0 && what == Repair::All || before.corruptions == 0 && before.leaks > 0 {
             copied::repair(&metadata)?;
         }
+    }
+    if what == Repair::All && (rebuild || in_place) {
+        snapshots::complete(&mut metadata)?;
     }
     let mut metadata = Metadata::open(storage)?;
     let after = Scan::run(&metadata, &mut |done, total| progress(total + done, total * 2))?.report;

@@ -9,7 +9,7 @@ use std::path::Path;
 use qcow2::Metadata;
 use qcow2::check::{CheckReport, FindingKind, check};
 use second_opinion::{
-    OPTIONS, add_snapshots, can_have_snapshots, filled, open, patch, patch_u64, present, qemu_check,
+    OPTIONS, add_snapshots, alone, can_have_snapshots, filled, open, patch, patch_u64, present, qemu_check,
     qemu_img, read_u64, text, used_entry,
 };
 
@@ -63,6 +63,7 @@ fn whole_images_are_clean_and_the_figures_are_qemus() {
     if !present("whole_images_are_clean_and_the_figures_are_qemus") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     for (number, options) in OPTIONS.iter().enumerate() {
         let path = filled(directory.path(), &format!("{number}.qcow2"), options);
@@ -82,6 +83,7 @@ fn bitmaps_are_counted_while_they_are_valid() {
     if !present("bitmaps_are_counted_while_they_are_valid") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let path = filled(directory.path(), "bitmaps.qcow2", "cluster_size=4096");
     qemu_img(&["bitmap", "--add", "-g", "512", text(&path), "first"]);
@@ -246,6 +248,7 @@ fn damaged_images_get_qemus_verdict_and_figures() {
     if !present("damaged_images_get_qemus_verdict_and_figures") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     for options in [
         "cluster_size=4096",
@@ -273,6 +276,7 @@ fn tables_beyond_the_disk_are_counted_too() {
     if !present("tables_beyond_the_disk_are_counted_too") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let path = directory.path().join("state.qcow2");
     qemu_img(&[
@@ -298,6 +302,7 @@ fn shared_metadata_is_found_even_where_the_refcounts_agree() {
     if !present("shared_metadata_is_found_even_where_the_refcounts_agree") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let path = filled(directory.path(), "overlap.qcow2", "cluster_size=65536");
     // A data entry leads to the L1 table, whose refcount allows for it; the cluster that it led to is free.

@@ -10,7 +10,7 @@ use qcow2::diff::{DiffReport, DiffSide, diff};
 use qcow2::map::{Extent, map};
 use qcow2::{Access, Cache, Chain, ImageFormat};
 use second_opinion::{
-    OPTIONS, add_snapshots, can_have_snapshots, filled, patch, present, qemu_img, qemu_io, run, text,
+    OPTIONS, add_snapshots, alone, can_have_snapshots, filled, patch, present, qemu_img, qemu_io, run, text,
 };
 
 /// Opens a chain to read it.
@@ -82,6 +82,7 @@ fn maps_are_qemus() {
     if !present("maps_are_qemus") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let directory = directory.path();
     // Where much of the file is holes, qemu-img takes metadata for allocated ahead and looks for holes itself.
@@ -139,6 +140,7 @@ fn comparisons_have_qemus_answer() {
     if !present("comparisons_have_qemus_answer") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let directory = directory.path();
     let base = filled(directory, "base.qcow2", "cluster_size=65536");
@@ -183,6 +185,7 @@ fn disks_of_different_sizes_are_equal_while_the_rest_is_zeros() {
     if !present("disks_of_different_sizes_are_equal_while_the_rest_is_zeros") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let (short, long) = (
         directory.path().join("short.raw"),
@@ -266,6 +269,7 @@ fn differences_are_exactly_those_of_the_bytes() {
     if !present("differences_are_exactly_those_of_the_bytes") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let directory = directory.path();
     filled(directory, "base.qcow2", "cluster_size=16384");
@@ -296,6 +300,7 @@ fn what_states_share_is_not_read() {
     if !present("what_states_share_is_not_read") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let path = directory.path().join("image.qcow2");
     qemu_img(&[

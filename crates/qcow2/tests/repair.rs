@@ -7,8 +7,8 @@ use std::path::Path;
 
 use qcow2::repair::{Repair, RepairReport, repair};
 use second_opinion::{
-    OPTIONS, add_snapshots, can_have_snapshots, filled, open_writable, patch, patch_u64, present, qemu_check,
-    qemu_img, qemu_io, read_u64, run, text, used_entry,
+    OPTIONS, add_snapshots, alone, can_have_snapshots, filled, open_writable, patch, patch_u64, present,
+    qemu_check, qemu_img, qemu_io, read_u64, run, text, used_entry,
 };
 
 /// Where the offset of the refcount table is in the header.
@@ -51,8 +51,11 @@ fn clean_and_equal(what: &str, path: &Path, whole: &Path, snapshots: bool) {
     }
 }
 
+/// What is done to an image, and its name.
+type Damage = (&'static str, fn(&Path));
+
 /// Damages of the refcounts, none of which loses data.
-fn damages() -> Vec<(&'static str, fn(&Path))> {
+fn damages() -> Vec<Damage> {
     vec![
         ("a block of zeros", |path| {
             patch(path, first_block(path), &[0; 512])
@@ -94,6 +97,7 @@ fn repaired_images_are_clean_to_qemu_and_hold_what_they_held() {
     if !present("repaired_images_are_clean_to_qemu_and_hold_what_they_held") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     for options in [
         "compat=0.10",
@@ -124,6 +128,7 @@ fn repaired_images_can_be_written_to() {
     if !present("repaired_images_can_be_written_to") {
         return;
     }
+    let _alone = alone();
     let directory = tempfile::tempdir().expect("tempdir");
     let path = filled(directory.path(), "image.qcow2", "cluster_size=4096");
     qemu_img(&["bitmap", "--add", text(&path), "bitmap"]);
@@ -135,8 +140,51 @@ fn repaired_images_can_be_written_to() {
     assert!(!refused.status.success());
     assert!(repaired(&path, Repair::All).refcounts_rebuilt);
     qemu_io(&path, &["write -P 31 0 16M", "read -P 31 0 16M"]);
+    qemu_img(&["bitmap", "--remove", text(&path), "bitmap"]);
     qemu_img(&["snapshot", "-a", "first", text(&path)]);
     qemu_img(&["snapshot", "-d", "first", text(&path)]);
     let (code, figures) = qemu_check(&path);
     assert_eq!(code, Some(0), "{figures:#}");
+}
+
+#[test]
+fn snapshots_without_sizes_are_completed() {
+    if !present("snapshots_without_sizes_are_completed") {
+        return;
+    }
+    let _alone = alone();
+    let directory = tempfile::tempdir().expect("tempdir");
+    let path = filled(directory.path(), "image.qcow2", "cluster_size=4096");
+    add_snapshots(&path);
+    let whole = directory.path().join("whole.qcow2");
+    std::fs::copy(&path, &whole).expect("copy");
+    drop_extra_data(&path);
+    assert_eq!(qemu_check(&path).0, Some(2));
+    let report = repaired(&path, Repair::All);
+    assert_eq!(report.before.corruptions, 2, "{report:#?}");
+    assert!(report.after.is_clean(), "{report:#?}");
+    clean_and_equal("snapshots without sizes", &path, &whole, true);
+}
+
+/// Takes the extra data from all entries of the snapshot table, as programs wrote them that knew of none.
+fn drop_extra_data(path: &Path) {
+    let (table, count) = (read_u64(path, 64), read_u64(path, 60) >> 32);
+    let mut bytes = Vec::new();
+    let mut at = table;
+    for _ in 0..count {
+        let mut entry = [0; 40];
+        for (place, offset) in entry.chunks_mut(8).zip((at..).step_by(8)) {
+            place.copy_from_slice(&read_u64(path, offset).to_be_bytes());
+        }
+        let len = |at: usize| u64::from(u16::from_be_bytes([entry[at], entry[at + 1]]));
+        let (texts, extra) = (len(12) + len(14), len(38));
+        entry[36..].fill(0);
+        bytes.extend(entry);
+        for offset in 0..texts {
+            bytes.push(read_u64(path, at + 40 + extra + offset).to_be_bytes()[0]);
+        }
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        at = (at + 40 + extra + texts).next_multiple_of(8);
+    }
+    patch(path, table, &bytes);
 }

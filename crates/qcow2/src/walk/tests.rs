@@ -36,7 +36,10 @@ fn walked(storage: &MemoryStorage, l1: &[L1Entry], end: u64) -> Result<Vec<(u64,
 
 #[test]
 fn what_is_mapped_comes_cluster_by_cluster_and_the_rest_in_runs() {
-    let (storage, mut l1) = file(&[&[0, MIB, MIB + 512 | ZERO, ZERO], &[0, 0, COMPRESSED | MIB + 100]]);
+    let (storage, mut l1) = file(&[
+        &[0, MIB, (MIB + 512) | ZERO, ZERO],
+        &[0, 0, COMPRESSED | (MIB + 100)],
+    ]);
     l1.insert(1, L1Entry::default());
     let seen = walked(&storage, &l1, 100_000).expect("walk");
     let nothing = MappingKind::Unallocated;

@@ -6,9 +6,16 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use qcow2::{Access, Cache, FileStorage, Storage};
+
+/// Held by a test to its end: while another test starts a process, this process's files are open in it for a moment,
+/// with their locks, and QEMU would refuse an image that has been closed here.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Whether qemu-img and qemu-io are here; says that the test is skipped if not.
 pub fn present(test: &str) -> bool {
