@@ -22,6 +22,22 @@ use crate::storage::{FileStorage, Storage};
 
 /// A qcow2 image with the layers below it.
 ///
+/// ```
+/// use std::sync::Arc;
+/// use qcow2::{CreateOptions, Image, ImageOptions, MemoryStorage};
+/// # fn main() -> qcow2::Result<()> {
+/// let storage = Arc::new(MemoryStorage::new());
+/// qcow2::create(storage.as_ref(), &CreateOptions::new(1 << 30))?;
+/// let image = Image::open(storage, None, &ImageOptions::default())?;
+/// image.write_at(b"guest data", 512)?;
+/// image.flush()?; // durable from here on
+/// let mut bytes = [0; 10];
+/// image.read_at(&mut bytes, 512)?;
+/// assert_eq!(&bytes, b"guest data");
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Dropping it writes what it has in memory; errors of that are only logged, so [`Image::close`] is better.
 #[derive(Debug)]
 pub struct Image {

@@ -17,6 +17,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -141,9 +142,7 @@ impl OverlaySwitch {
                 Some(std::path::absolute(&plan.frozen)?),
             ),
         };
-        if !matches!(plan.live, LiveName::Beside(_)) && plan.frozen.symlink_metadata().is_ok() {
-            return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
-        }
+        check_frozen_name(&plan, &directory)?;
         if backing_name.is_none() && directory_of(&plan.frozen) == directory {
             backing_name = plan.frozen.file_name().map(PathBuf::from);
         }
@@ -179,16 +178,15 @@ impl OverlaySwitch {
         if !matches!(self.plan.live, LiveName::Beside(_)) {
             self.live.set_path(&self.plan.frozen);
         }
-        let directory = match &self.plan.live {
-            LiveName::InPlace(name) | LiveName::Beside(name) => {
-                self.overlay.set_path(Some(name));
-                directory_of(name)
-            }
-            LiveName::Nameless => directory_of(&self.plan.frozen),
-        };
+        let mut directories = vec![directory_of(&self.plan.frozen)];
+        if let LiveName::InPlace(name) | LiveName::Beside(name) = &self.plan.live {
+            self.overlay.set_path(Some(name));
+            directories.push(directory_of(name));
+        }
+        directories.dedup();
         let layer = self.live.layer();
         let format = layer.info().format;
-        let unsettled = Arc::new(Unsettled::new(layer, directory));
+        let unsettled = Arc::new(Unsettled::new(layer, directories));
         self.overlay.engine().settle_before_flush(unsettled.clone());
         Ok(Switched {
             image: Arc::new(self.overlay),
@@ -256,6 +254,20 @@ impl FrozenLayer {
     pub fn settle(&self) -> Result<()> {
         self.unsettled.settle()
     }
+}
+
+/// Refuses a frozen name that the live file cannot get, so that it is known before the pause.
+fn check_frozen_name(plan: &OverlayPlan, directory: &Path) -> io::Result<()> {
+    if matches!(plan.live, LiveName::Beside(_)) {
+        return Ok(());
+    }
+    if plan.frozen.symlink_metadata().is_ok() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    if directory_of(&plan.frozen).metadata()?.dev() != directory.metadata()?.dev() {
+        return Err(io::ErrorKind::CrossesDevices.into());
+    }
+    Ok(())
 }
 
 /// Creates the overlay's file, empty and locked, with the permissions of the live one.

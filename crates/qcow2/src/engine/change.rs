@@ -53,9 +53,9 @@ impl Engine {
         }
     }
 
-    /// Writes the metadata if so much of it is dirty that the cache has no room for more.
+    /// Flushes if so much metadata waits to be written that more would take too much memory.
     pub(super) fn relieve(&self) -> Result<()> {
-        if self.lock().tables.is_strained() {
+        if self.lock().is_strained() {
             self.flush()?;
         }
         Ok(())

@@ -27,19 +27,19 @@ pub(super) struct FlushTurns {
     succeeded: AtomicU64,
 }
 
-/// A layer that was written to until its overlay took its place, with the directory of both their names.
+/// A layer that was written to until its overlay took its place, with the directories of their names.
 #[derive(Debug)]
 pub(crate) struct Unsettled {
     layer: Arc<dyn Layer>,
-    directory: PathBuf,
+    directories: Vec<PathBuf>,
     settled: Mutex<bool>,
 }
 
 impl Unsettled {
-    pub(crate) fn new(layer: Arc<dyn Layer>, directory: PathBuf) -> Self {
+    pub(crate) fn new(layer: Arc<dyn Layer>, directories: Vec<PathBuf>) -> Self {
         Self {
             layer,
-            directory,
+            directories,
             settled: Mutex::new(false),
         }
     }
@@ -53,7 +53,9 @@ impl Unsettled {
         let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         if !*settled {
             self.layer.settle()?;
-            File::open(&self.directory)?.sync_all()?;
+            for directory in &self.directories {
+                File::open(directory)?.sync_all()?;
+            }
             *settled = true;
         }
         Ok(())

@@ -18,6 +18,8 @@ use crate::storage::Storage;
 const L1_SECTOR_ENTRIES: usize = 64;
 /// Bytes of refcount blocks that are kept in memory.
 const REFCOUNT_CACHE_BYTES: u64 = 16 << 20;
+/// References that are gone but not written before a flush is due.
+const MAX_FREED: usize = 1 << 18;
 
 /// The metadata of an open image.
 #[derive(Debug)]
@@ -192,6 +194,11 @@ impl State {
     pub(super) fn is_clean(&self) -> bool {
         let counted = self.refcounts.as_ref().is_none_or(Refcounts::is_clean);
         counted && self.tables.is_clean() && self.l1_dirty.is_empty() && self.freed.is_empty()
+    }
+
+    /// Returns whether so much is waiting to be written that a flush is due.
+    pub(super) fn is_strained(&self) -> bool {
+        self.tables.is_strained() || self.freed.len() > MAX_FREED
     }
 
     /// Takes a copy of everything that the file does not have.

@@ -156,3 +156,64 @@ fn a_disk_without_a_name_is_frozen_under_one() {
     assert_reads(reader.as_ref(), &at_switch);
     assert_clean(reader.storage());
 }
+
+#[test]
+fn a_frozen_name_may_be_in_another_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = directory.path().join("snapshots");
+    fs::create_dir(&elsewhere).unwrap();
+    let (live, frozen) = (directory.path().join("d.qcow2"), elsewhere.join("frozen.qcow2"));
+    let (image, mut content) = disk(&live);
+    let plan = plan(LiveName::InPlace(live.clone()), &frozen);
+    let switched = OverlaySwitch::prepare(LiveDisk::Qcow2(image), plan)
+        .unwrap()
+        .switch()
+        .unwrap();
+    fill(&switched.image, &mut content, 0, 5000, 3);
+    drop(switched);
+    assert_reads(
+        Image::open_chain(&live, &ImageOptions::read_only())
+            .unwrap()
+            .as_ref(),
+        &content,
+    );
+}
+
+#[test]
+fn switches_may_follow_one_another_before_any_is_settled() {
+    let directory = tempfile::tempdir().unwrap();
+    let live = directory.path().join("d.qcow2");
+    let (mut image, mut content) = disk(&live);
+    let mut frozen = Vec::new();
+    for number in 0..4u8 {
+        let plan = plan(
+            LiveName::InPlace(live.clone()),
+            &directory.path().join(format!("frozen{number}.qcow2")),
+        );
+        let switched = OverlaySwitch::prepare(LiveDisk::Qcow2(image), plan)
+            .unwrap()
+            .switch()
+            .unwrap();
+        frozen.push((switched.frozen, content.clone()));
+        image = switched.image;
+        fill(
+            &image,
+            &mut content,
+            usize::from(number) * 100_000,
+            70_000,
+            60 + number,
+        );
+    }
+    image.flush().unwrap();
+    for (layer, content) in &frozen {
+        assert_reads(layer.layer().as_ref(), content);
+        layer.settle().unwrap();
+        assert_reads(
+            Image::open_chain(layer.path(), &ImageOptions::read_only())
+                .unwrap()
+                .as_ref(),
+            content,
+        );
+    }
+    assert_reads(image.as_ref(), &content);
+}
