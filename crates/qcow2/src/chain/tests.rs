@@ -1,6 +1,7 @@
 //! Chains that are found, and those that are refused.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -115,6 +116,20 @@ fn a_missing_backing_file_is_named() {
     let top = directory.path().join("top.qcow2");
     overlay(&top, "gone.raw", Some("raw"));
     assert!(refusal(&top).to_string().ends_with("gone.raw"));
+}
+
+#[test]
+fn an_unnamed_image_names_its_backing_file_absolutely() {
+    let directory = directory();
+    let (base, path) = (directory.path().join("disk.raw"), directory.path().join("top"));
+    raw(&base);
+    overlay(&path, &base, Some("raw"));
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let chain = open(Path::new(&link)).unwrap();
+    assert_eq!(chain.layers[0].path, Path::new(&link));
+    assert_eq!(chain.layers[1].path, base);
 }
 
 #[test]

@@ -12,8 +12,6 @@ use std::sync::{PoisonError, RwLock};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
-use crate::storage::file::read_zero_filled;
-
 /// Alignment that every medium in use accepts, where the kernel does not tell (before Linux 6.1).
 const FALLBACK_ALIGNMENT: usize = 4096;
 /// Most bytes of one bounce buffer.
@@ -85,13 +83,33 @@ impl DirectFile {
         (start, (head + len).next_multiple_of(self.offset_alignment), head)
     }
 
+    /// Fills an aligned buffer from an aligned offset on, with zeros beyond the end of the file.
+    fn read_units(&self, file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match file.read_at(buf, offset) {
+                // The file ends here; to ask for the rest from here on would not be aligned.
+                Ok(moved) if moved == 0 || !moved.is_multiple_of(self.offset_alignment) => {
+                    buf.get_mut(moved..).unwrap_or_default().fill(0);
+                    return Ok(());
+                }
+                Ok(moved) => {
+                    buf = buf.get_mut(moved..).unwrap_or_default();
+                    offset = offset.saturating_add(moved as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Fills `buf` from `offset` on, with zeros beyond the end of the file.
     pub(super) fn read_at(&self, file: &File, buf: &mut [u8], mut offset: u64) -> io::Result<()> {
         for piece in buf.chunks_mut(BOUNCE_BYTES) {
             let (start, len, head) = self.span(offset, piece.len());
             let mut bounce = self.bounce(len);
             let bytes = bounce.bytes_mut();
-            read_zero_filled(file, bytes, start)?;
+            self.read_units(file, bytes, start)?;
             if let Some(wanted) = bytes.get(head..head + piece.len()) {
                 piece.copy_from_slice(wanted);
             }
@@ -123,7 +141,7 @@ impl DirectFile {
         let (start, len, head) = self.span(offset, piece.len());
         let mut bounce = self.bounce(len);
         let bytes = bounce.bytes_mut();
-        read_zero_filled(file, bytes, start)?;
+        self.read_units(file, bytes, start)?;
         if let Some(target) = bytes.get_mut(head..head + piece.len()) {
             target.copy_from_slice(piece);
         }

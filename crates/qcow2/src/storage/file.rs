@@ -171,7 +171,7 @@ impl Storage for FileStorage {
 }
 
 /// Fills `buf` from `offset` on, with zeros beyond the end of the file.
-pub(super) fn read_zero_filled(file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+fn read_zero_filled(file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !buf.is_empty() {
         match file.read_at(buf, offset) {
             Ok(0) => {
