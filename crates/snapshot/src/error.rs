@@ -60,7 +60,7 @@ pub enum Error {
         source: DiskError,
     },
     /// A save ended without a snapshot behind the instant at which its disks were switched to overlays.
-    #[error("no snapshot, but {}", left_text(left))]
+    #[error("{}, which no snapshot needs", left_text(left))]
     LeftOverlays {
         /// The disks and what they go on over.
         left: Vec<LeftOverlay>,

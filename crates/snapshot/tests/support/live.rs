@@ -26,7 +26,7 @@ const FLUSH_EVERY: u64 = 64;
 const WRITES: &str = "writes";
 
 /// Where write `n` goes: which of so many disks, and which block of it.
-fn place(n: u64, disks: usize) -> (usize, u64) {
+pub fn place(n: u64, disks: usize) -> (usize, u64) {
     let disk = n % disks as u64;
     let block = (n / disks as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) % BLOCKS;
     (usize::try_from(disk).unwrap(), block)
