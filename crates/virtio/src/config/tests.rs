@@ -117,3 +117,19 @@ fn only_six_hexadecimal_bytes_are_an_ethernet_address() {
         assert!(text.parse::<MacAddress>().is_err(), "{text}");
     }
 }
+
+#[test]
+fn a_disk_says_only_what_differs_from_the_defaults_that_came_later() {
+    let plain = serde_json::to_value(disk("d")).unwrap();
+    let expected = serde_json::json!({"id": "d", "file": "d.raw", "format": "raw", "readonly": false});
+    assert_eq!(plain, expected, "as before caches and full media were known");
+    let text = r#"{"id": "d", "file": "d", "format": "qcow2", "cache": "none", "on_full": "pause"}"#;
+    let all: DiskConfig = serde_json::from_str(text).unwrap();
+    assert_eq!(
+        (all.format, all.cache, all.on_full),
+        (DiskFormat::Qcow2, DiskCache::None, OnFull::Pause)
+    );
+    let again = serde_json::to_string(&all).unwrap();
+    assert_eq!(serde_json::from_str::<DiskConfig>(&again).unwrap(), all);
+    serde_json::from_str::<DiskConfig>(&text.replace("pause", "stop")).unwrap_err();
+}

@@ -2,8 +2,8 @@
 
 use std::num::NonZeroU64;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, TryLockError};
 
 use qcow2::Usage;
 
@@ -37,8 +37,10 @@ impl Disk {
     /// The disk is not a writable qcow2 image, it is being flattened already, an overlay was put on top meanwhile,
     /// it was cancelled, or the medium failed; the disk is as before, with more of it in its top image.
     pub fn flatten(&self, options: &FlattenOptions, progress: &mut dyn FnMut(FlattenProgress)) -> Result<()> {
-        let Ok(_flattening) = self.inner.flattening.try_lock() else {
-            return Err(self.wrong_kind("it is being flattened already"));
+        let _flattening = match self.inner.flattening.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(self.wrong_kind("it is being flattened already")),
+            Err(TryLockError::Poisoned(left)) => left.into_inner(),
+            Ok(flattening) => flattening,
         };
         let image = self.writable_image()?;
         let rate = qcow2::flatten::FlattenOptions {

@@ -77,8 +77,10 @@ impl Disk {
 
     /// Returns the image that the guest writes to.
     pub(super) fn writable_image(&self) -> Result<Arc<Image>> {
+        if self.is_read_only() {
+            return Err(self.failed(Usage::ReadOnly.into()));
+        }
         match &self.top().store {
-            _ if self.is_read_only() => Err(self.failed(Usage::ReadOnly.into())),
             Store::Image(image) => Ok(Arc::clone(image)),
             Store::Raw { .. } | Store::Other => Err(self.wrong_kind("it is not a qcow2 image")),
         }
