@@ -31,6 +31,9 @@ const SLOTS_OFFSET: u64 = (RING + 1) * BLOCK_BYTES as u64;
 /// Steps from one filled slot to the next; the slot is wiped halfway.
 const STEPS_PER_SLOT: u64 = 16;
 
+/// Steps that are about all slots.
+const STEPS_PER_ROUND: u64 = STEPS_PER_SLOT * SLOTS;
+
 /// Place of the slots in the rule of content, beyond that of all blocks.
 const SLOT_PLACE: u64 = 1 << 32;
 
@@ -118,7 +121,7 @@ impl Counter {
 
     /// Fills `bytes` with what a slot holds after `step`: zeros before it is first filled, and when it was wiped.
     pub fn fill_slot(self, slot: u64, step: u64, bytes: &mut [u8]) {
-        let recent = step.saturating_sub(STEPS_PER_SLOT * SLOTS)..=step;
+        let recent = step.saturating_sub(STEPS_PER_ROUND)..=step;
         let last = recent
             .rev()
             .find_map(|step| Some((step, Deed::of(step).filter(|deed| deed.slot() == slot)?)));
@@ -215,7 +218,8 @@ impl Counter {
     ) -> io::Result<()> {
         let (mut found, mut expected) = (vec![0; SLOT_BYTES], vec![0; SLOT_BYTES]);
         let first = *steps.start();
-        let busy: Vec<u64> = steps.skip(1).filter_map(Deed::of).map(Deed::slot).collect();
+        let later = (first + 1..=*steps.end()).take_while(|step| step - first <= STEPS_PER_ROUND);
+        let busy: Vec<u64> = later.filter_map(Deed::of).map(Deed::slot).collect();
         for slot in (0..SLOTS).filter(|slot| !busy.contains(slot)) {
             read_at(&mut found, self.slot_offset(slot))?;
             self.fill_slot(slot, first, &mut expected);

@@ -15,6 +15,9 @@ use qcow2::ImageFormat;
 use crate::images::{self, Disk, Expected};
 use crate::report::Seen;
 
+/// Steps that a guest may have taken since its last line, where it had all the time it wanted.
+pub const ANY_STEPS: u64 = 1 << 32;
+
 /// The disks of one machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Disks<'a> {
@@ -207,6 +210,7 @@ impl<'a> Disks<'a> {
             let disk = self.now(id);
             if let Disk::Qcow2(path) = &disk {
                 images::check(self.plan, path, expected)?;
+                images::check_below(self.plan, path)?;
                 if expected == Expected::Leaks {
                     images::repair_leaks(self.plan, path)?;
                 }

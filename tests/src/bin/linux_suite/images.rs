@@ -9,8 +9,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::plan::Plan;
 use qcow2::{
-    Access, Cache, CreateOptions, FileStorage, Image, ImageFormat, ImageOptions, Layer, Metadata, Storage,
-    open_layer,
+    Access, Cache, Chain, CreateOptions, FileStorage, Image, ImageFormat, ImageOptions, Layer, Metadata,
+    Storage, open_layer,
 };
 
 /// Bytes copied at a time.
@@ -140,6 +140,17 @@ pub fn check(plan: &Plan, path: &Path, expected: Expected) -> Result<()> {
         ensure!(good, "{who} check {}: exit code {code}: {said}", path.display());
     }
     Ok(())
+}
+
+/// Has every checker look at the images that are below another one. What a crash has leaked stays in them: they belong
+/// to snapshots, which know them byte for byte.
+pub fn check_below(plan: &Plan, path: &Path) -> Result<()> {
+    let chain = Chain::open_shared(path, ImageFormat::Qcow2);
+    let chain = chain.with_context(|| format!("opening the chain of {}", path.display()))?;
+    let below = chain.layers.iter().skip(1);
+    below
+        .filter(|layer| layer.format == ImageFormat::Qcow2)
+        .try_for_each(|layer| check(plan, &layer.path, Expected::Leaks))
 }
 
 /// Frees what a crash has leaked; afterwards nothing may be wrong.

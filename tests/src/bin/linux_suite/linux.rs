@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use linux_guest::status::{Entropy, Status};
 
 use crate::clock::{self, Moments, Policy};
-use crate::disks::Id;
+use crate::disks::{ANY_STEPS, Id};
 use crate::guest::{Guest, PASSES, has_compared};
 use crate::images::{self, Expected};
 use crate::machine::{Machine, Said, now_ms};
@@ -70,9 +70,13 @@ impl<'a> Scenario<'a> {
         let last = source.wait_for_news()?.status;
         report.step("power-off", |_seen| source.power_off())?;
         report.step("the disks in the end", |_seen| {
-            self.guest.disks.check_left(&last, u64::MAX >> 1, Expected::Clean)
+            self.guest.disks.check_left(&last, ANY_STEPS, Expected::Clean)
         })?;
-        self.compare(&first, "late", report)?;
+        report.step("verify the first snapshot", |_seen| {
+            snapshot::verify(self.guest.plan, &first.file)
+        })?;
+        let checked = ["--check-disks".to_owned()];
+        self.compare(&first, &checked, "late", report)?;
         if self.guest.disks.are_internal() {
             let in_place = ["--disks", "in-place"].map(str::to_owned);
             self.restore(&first, &in_place, "in-place", report)?;
@@ -159,7 +163,7 @@ impl<'a> Scenario<'a> {
     fn look_at_copies(&self, taken: &Taken, last: bool, report: &mut Report) -> Result<()> {
         let name = format!("copy{}", taken.number);
         if !taken.thorough {
-            return self.compare(taken, &name, report);
+            return self.compare(taken, &[], &name, report);
         }
         let overlay = self.guest.path(&format!("{name}.qcow2"));
         if self.guest.disks.are_overlaid() {
@@ -182,9 +186,9 @@ impl<'a> Scenario<'a> {
     }
 
     /// Restores a snapshot until the copy has held both disks against its memory; then it is killed.
-    fn compare(&self, taken: &Taken, name: &str, report: &mut Report) -> Result<()> {
+    fn compare(&self, taken: &Taken, more: &[String], name: &str, report: &mut Report) -> Result<()> {
         let _sender = self.guest.sender_of_copy(name)?;
-        let mut copy = self.guest.restore(&taken.file, taken.policy(), name, &[])?;
+        let mut copy = self.guest.restore(&taken.file, taken.policy(), name, more)?;
         let outcome = report.step(&format!("restore to {name}"), |seen| {
             let first = copy.wait_for("the restored guest", |_status| true)?.status;
             seen.time("restore", copy.started.elapsed());

@@ -86,6 +86,23 @@ pub fn check_core(plan: &Plan, file: &Path, seen: &mut Seen) -> Result<()> {
     fs::remove_file(&core).context("cannot remove a core")
 }
 
+/// Has `snaptool` check all of a snapshot, and the disks that belong to it.
+pub fn verify(plan: &Plan, file: &Path) -> Result<()> {
+    let output = Command::new(plan.programs.join("snaptool"))
+        .args(["verify", "--deep"])
+        .arg(file)
+        .output()
+        .context("cannot run snaptool")?;
+    let said = [output.stdout, output.stderr].concat();
+    ensure!(
+        output.status.success(),
+        "snaptool verify: {}: {}",
+        output.status,
+        String::from_utf8_lossy(&said)
+    );
+    Ok(())
+}
+
 /// How memory that is not populated must be protected on this kernel: write-protection covers it since Linux 6.4.
 fn expected_path() -> Result<&'static str> {
     let uname = rustix::system::uname();

@@ -102,3 +102,9 @@ fn a_killed_disk_cannot_be_ahead_of_its_machine() {
         .check_after_kill(300, 309, reader(&disk(310)))
         .expect_err("310 was never begun");
 }
+
+#[test]
+fn of_a_disk_long_after_its_last_flush_only_the_blocks_can_be_checked() {
+    let checked = COUNTER.check_after_kill(300, u64::MAX - 1, reader(&disk(310)));
+    assert_eq!(checked.expect("nothing that was flushed is gone"), 310);
+}
