@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qcow2::limits::MAX_CHAIN_DEPTH;
-use qcow2::{Access, Cache, ChainError, FileStorage, Header, Image, ImageOptions, Layer, Storage};
+use qcow2::{
+    Access, Cache, ChainError, FileStorage, Header, Image, ImageFormat, ImageOptions, Layer, Storage,
+};
 
 use super::Top;
 use super::layers::layers_from;
@@ -148,19 +150,27 @@ fn check_not_a_base(path: &Path) -> Result<()> {
     }
 }
 
-/// Tells whether `overlay` is an image whose backing file is the one at `path`.
+/// Tells whether the file at `path` is somewhere below the image `overlay`.
 fn is_base_of(path: &Path, overlay: &Path) -> bool {
-    // Only looked at, so not locked; whatever is no such image does not concern the disk.
-    let Ok(file) = File::open(overlay) else {
-        return false;
-    };
-    let storage = FileStorage::from_file(file, Access::ReadOnly);
-    let backing = Header::read(&storage).ok().and_then(|header| header.backing());
-    let Some(Ok((backing, _))) = backing.map(|backing| qcow2::resolve(overlay, &backing)) else {
-        return false;
-    };
     let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-    identity(&backing).is_some_and(|backing| Some(backing) == identity(path))
+    let wanted = identity(path);
+    let mut layer = overlay.to_owned();
+    for _ in 0..MAX_CHAIN_DEPTH {
+        match backing_of(&layer) {
+            Some((below, _)) if wanted.is_some() && identity(&below) == wanted => return true,
+            Some((below, ImageFormat::Qcow2)) => layer = below,
+            Some((_, ImageFormat::Raw)) | None => return false,
+        }
+    }
+    false
+}
+
+/// Returns what the qcow2 image at `path` names as its backing file; nothing if it is none. It is only looked at, so
+/// not locked.
+fn backing_of(path: &Path) -> Option<(PathBuf, ImageFormat)> {
+    let storage = FileStorage::from_file(File::open(path).ok()?, Access::ReadOnly);
+    let backing = Header::read(&storage).ok()?.backing()?;
+    qcow2::resolve(path, &backing).ok()
 }
 
 /// Tells whether a file is a device.

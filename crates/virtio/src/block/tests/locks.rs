@@ -105,8 +105,11 @@ fn a_raw_disk_whose_overlay_is_the_disk_is_refused() {
     let images = Images::new();
     let (config, _) = images.raw("d.raw");
     let disk = Disk::open(&config).unwrap();
-    let prepared = disk.prepare_overlay(&images.path("s0"), &owner()).unwrap();
-    prepared.switch().unwrap();
+    // However many layers lie between.
+    for name in ["s0", "s1", "s2"] {
+        let prepared = disk.prepare_overlay(&images.path(name), &owner()).unwrap();
+        prepared.switch().unwrap();
+    }
     Disk::open(&config).expect_err("while it runs");
     drop(disk);
     let error = Disk::open(&config).unwrap_err().to_string();
