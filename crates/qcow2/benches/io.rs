@@ -174,7 +174,7 @@ fn measure_qemu(path: &Path, load: Load, cache: Cache) -> Option<f64> {
         &step.to_string(),
     ]);
     if load.write {
-        command.args(["-w", "--flush-interval", &requests.to_string()]);
+        command.args(["-w", "--pattern", "2", "--flush-interval", &requests.to_string()]);
     }
     let output = command.arg(path).stderr(Stdio::null()).output().ok()?;
     let said = String::from_utf8_lossy(&output.stdout);
