@@ -79,7 +79,8 @@ impl Refcounts {
     /// Reads the refcount table of the image whose header is given; its blocks are read as they are needed.
     ///
     /// # Errors
-    /// Fails if the table is larger than [`limits::MAX_REFCOUNT_TABLE_BYTES`] or cannot be read.
+    /// Fails if the table is larger than [`limits::MAX_REFCOUNT_TABLE_BYTES`] or cannot be read, and if it names a
+    /// block twice or one that is on other metadata: two copies of a block would overwrite each other.
     pub fn open(storage: Arc<dyn Storage>, header: &Header) -> Result<Self> {
         let cluster = header.cluster_size;
         let len_bytes = u64::from(header.refcount_table_clusters) * cluster.bytes();
@@ -103,7 +104,11 @@ impl Refcounts {
         guard.add_bytes(cluster, header.refcount_table_offset, len_bytes);
         guard.add_bytes(cluster, header.l1_offset, u64::from(header.l1_entries) * 8);
         for block in blocks.iter().filter(|block| block.offset != 0) {
-            guard.add(cluster.cluster_of(block.offset), 1);
+            let place = cluster.cluster_of(block.offset);
+            if guard.any_in(place, 1).is_some() {
+                return Err(Corruption::new("refcount block is on other metadata", block.offset).into());
+            }
+            guard.add(place, 1);
         }
         Ok(Self {
             storage,

@@ -48,7 +48,7 @@ impl FreeHints {
 }
 
 impl Refcounts {
-    /// Takes `clusters` free clusters in one run, gives each the refcount 1, and returns the first.
+    /// Takes `clusters` free clusters in one run, at least one, gives each the refcount 1, and returns the first.
     ///
     /// The run is the lowest that is long enough, at the end of the file if there is none before.
     ///
@@ -56,6 +56,7 @@ impl Refcounts {
     /// Fails if the refcount table cannot grow, if a block cannot be read, and if the refcounts call metadata free:
     /// then the image is corrupt.
     pub fn allocate(&mut self, clusters: u64) -> Result<HostCluster> {
+        let clusters = clusters.max(1);
         let mut blocks = 0;
         loop {
             let first = self.find_free(blocks + clusters)?;

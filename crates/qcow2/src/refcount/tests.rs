@@ -82,6 +82,22 @@ fn a_block_beyond_the_file_is_corrupt() {
 }
 
 #[test]
+fn a_block_that_two_entries_name_is_refused() {
+    let (storage, header) = image(9, 16);
+    let mut entry = [0; 8];
+    storage
+        .read_at(&mut entry, header.refcount_table_offset)
+        .expect("read");
+    storage
+        .write_at(&entry, header.refcount_table_offset + 8)
+        .expect("write");
+    assert!(matches!(
+        Refcounts::open(storage, &header),
+        Err(Error::Corrupt(_))
+    ));
+}
+
+#[test]
 fn what_is_dropped_from_memory_is_read_again() {
     let (storage, mut header) = image(9, 64);
     let mut refcounts = Refcounts::open(storage, &header).expect("open");
