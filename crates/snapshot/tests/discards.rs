@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use snapfile::{ChunkNumber, Snapshot};
-use snapshot::{ErrorKind, PlainMemory, SaveControl, SaveMode, SaveOptions, Subject, save};
+use snapshot::{DisksMode, ErrorKind, PlainMemory, SaveControl, SaveMode, SaveOptions, Subject, save};
 use support::DiskScene;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::{Discard, DiscardRoute};
@@ -94,6 +94,7 @@ fn a_save_shows_which_pages_were_given_back_before_its_instant() {
             .unwrap();
         let options = SaveOptions {
             mode,
+            disks: DisksMode::Copy,
             ..SaveOptions::default()
         };
         let ended = AtomicBool::new(false);
@@ -131,13 +132,11 @@ fn discards_have_their_usual_way_again_when_a_save_fails() {
     );
     let control = SaveControl::new();
     control.cancel();
-    let error = save(
-        &scene.subject,
-        scene.path("out"),
-        &SaveOptions::default(),
-        &control,
-    )
-    .unwrap_err();
+    let options = SaveOptions {
+        disks: DisksMode::Copy,
+        ..SaveOptions::default()
+    };
+    let error = save(&scene.subject, scene.path("out"), &options, &control).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert_usual(&scene, &usual);
 }

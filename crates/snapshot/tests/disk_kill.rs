@@ -13,7 +13,8 @@ use std::process::{Child, Command, Stdio};
 
 use snapshot::{DisksMode, SaveControl, SaveMode, SaveOptions, save};
 use support::live::{
-    LiveMachine, assert_checked, assert_restorable, config_of, expected, make_disk, numbers, place, read_all,
+    LiveMachine, alone, assert_checked, assert_restorable, config_of, expected, make_disk, numbers, place,
+    read_all,
 };
 use tempfile::TempDir;
 use vmm::Disk;
@@ -152,6 +153,7 @@ fn kill_again_and_again(test: &str, mode: &str) {
         eprintln!("SKIPPED: {test}: there is no /dev/userfaultfd");
         return;
     }
+    let _alone = alone();
     for round in 0..kills() {
         let directory = TempDir::new().unwrap();
         let path = |name: &str| directory.path().join(name);

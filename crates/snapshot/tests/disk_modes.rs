@@ -102,7 +102,9 @@ fn internal_snapshots_are_of_the_instant_of_memory_and_can_be_gone_back_to() {
         assert_eq!(report.disks[0].mode, DisksMode::Internal);
         assert_eq!(report.disks[0].depth, 1);
     }
-    let LiveScene { machine, directory } = scene;
+    let LiveScene {
+        machine, directory, ..
+    } = scene;
     drop(machine);
     let path = |name: &str| directory.path().join(name);
     assert_checked(&path("a.qcow2"), false);

@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use snapfile::{SectionKind, Snapshot};
@@ -310,6 +310,17 @@ pub fn assert_restorable(snapshot: &Path) -> Vec<Disk> {
 pub struct LiveScene {
     pub machine: LiveMachine,
     pub directory: TempDir,
+    _alone: Alone,
+}
+
+/// Keeps the tests of one program from each other. Between its fork and its exec, the child of one test has the open
+/// files of all others, and so their locks, for a moment longer than they have.
+pub type Alone = MutexGuard<'static, ()>;
+
+/// Waits until no other test is at work.
+pub fn alone() -> Alone {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LiveScene {
@@ -320,6 +331,7 @@ impl LiveScene {
             eprintln!("SKIPPED: {test}: there is no /dev/userfaultfd");
             return None;
         }
+        let alone = alone();
         let directory = TempDir::new().unwrap();
         let open = |name: &str, readonly| {
             let path = directory.path().join(name);
@@ -330,7 +342,11 @@ impl LiveScene {
         disks.push(open("cd.qcow2", true));
         let machine = LiveMachine::start(&disks, 0, |_| {});
         machine.wait_for_writes(500);
-        Some(Self { machine, directory })
+        Some(Self {
+            machine,
+            directory,
+            _alone: alone,
+        })
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

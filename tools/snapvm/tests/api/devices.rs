@@ -56,12 +56,14 @@ fn disks_are_frozen_with_the_machine_and_come_back_with_it() {
     let flags = flags(&path("d.raw"), &path("cd.raw"));
     let mut api = Described::new(Vm::builtin(&strs(&flags)));
     let out = path("out.vmsnap");
-    let body = json!({"path": out}).to_string();
-    let done = api.expect(200, "POST", "/v1/snapshots?wait=true", &body);
-    assert_eq!(done["state"], "done", "{done}");
-    assert_eq!(done["report"]["statistics"]["disks"]["count"], 1);
-    assert_eq!(done["report"]["disks"][1]["mode"], "none");
-    assert!(path("d.raw.qcow2").exists());
+    for name in ["out.vmsnap", "next.vmsnap"] {
+        let body = json!({"path": path(name)}).to_string();
+        let done = api.expect(200, "POST", "/v1/snapshots?wait=true", &body);
+        assert_eq!(done["state"], "done", "{done}");
+        assert_eq!(done["report"]["statistics"]["disks"]["count"], 1);
+        assert_eq!(done["report"]["disks"][1]["mode"], "none");
+    }
+    assert!(path("d.raw.qcow2").exists() && path("next.vmsnap.data.qcow2").exists());
     drop(api);
 
     // The first name cannot be the live disk any more, and nobody works on it by mistake.
