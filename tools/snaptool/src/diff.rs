@@ -22,7 +22,7 @@ use crate::open;
 use crate::output::{Output, addresses, percent, printable, section_kind, size};
 use crate::progress::Progress;
 use crate::vmstate::shorten;
-use disks::{DiskDiff, State};
+use disks::DiskDiff;
 
 /// Runs the command.
 pub fn run(args: &DiffArgs) -> anyhow::Result<Outcome> {
@@ -42,7 +42,7 @@ pub fn run(args: &DiffArgs) -> anyhow::Result<Outcome> {
     } else {
         print(args, &found, &mut output)?;
         for disk in disks.iter().flatten() {
-            print_disk(args, disk, &mut output)?;
+            disks::print(args, disk, &mut output)?;
         }
     }
     output.finish()?;
@@ -129,44 +129,6 @@ fn print_memory(args: &DiffArgs, found: &Diff, output: &mut Output) -> std::io::
             memory.range_count,
         ),
     )
-}
-
-fn print_disk(args: &DiffArgs, disk: &DiskDiff, output: &mut Output) -> std::io::Result<()> {
-    let id = printable(&disk.id).into_owned();
-    let limit = if args.limit == 0 { usize::MAX } else { args.limit };
-    for range in disk.ranges.iter().take(limit) {
-        let last = range.offset.saturating_add(range.len_bytes).saturating_sub(1);
-        output.fact(
-            &format!("disk {id}"),
-            format_args!(
-                "{:#x}-{last:#x} ({}) differs",
-                range.offset,
-                size(range.len_bytes)
-            ),
-        )?;
-    }
-    let shown = disk.ranges.len().min(limit) as u64;
-    if shown < disk.range_count {
-        let more = disk.range_count - shown;
-        output.fact(&format!("disk {id}"), format_args!("and {more} more ranges"))?;
-    }
-    let answer = match disk.state {
-        State::Same => "the same".to_owned(),
-        State::Differs => format!(
-            "{} differ in {} ranges",
-            size(disk.differing_bytes),
-            disk.range_count
-        ),
-        State::OnlyBefore => format!("only in {}", args.before.display()),
-        State::OnlyAfter => format!("only in {}", args.after.display()),
-        State::NotCompared => {
-            format!(
-                "not compared: {}",
-                printable(disk.reason.as_deref().unwrap_or("-"))
-            )
-        }
-    };
-    output.fact(&format!("disk {id}"), answer)
 }
 
 fn print_section(args: &DiffArgs, section: &SectionDiff, output: &mut Output) -> std::io::Result<()> {

@@ -3,6 +3,8 @@
 //! Formats are stated, never guessed from content: a guest writes the content of a raw disk and could make it look
 //! like an image that names any file of the host as its backing file.
 
+mod help;
+
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
@@ -31,53 +33,43 @@ pub enum FormatName {
 
 /// Works on disk images: qcow2, and raw files where they can take part.
 #[derive(Debug, Args)]
-#[command(arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(arg_required_else_help = true, after_help = help::EXIT_CODES)]
 pub struct DiskArgs {
     #[command(subcommand)]
     pub command: DiskCommand,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  check:    0 clean, 1 could not do it, 2 corruptions, 3 leaks only, 63 the format has nothing to check
-  compare:  0 the same, 1 different, 2 could not do it
-  diff:     0 the same, 1 different, 2 could not do it
-  others:   0 done, 2 could not do it
-
-An image that a machine runs on is locked and refused, as it is by qemu-img; info, check, map, diff and
-compare read it nevertheless with --force-share, but what they see may be half written.";
-
 #[derive(Debug, Subcommand)]
 pub enum DiskCommand {
     /// Show an image and its backing chain.
-    #[command(after_help = INFO_EXAMPLES)]
+    #[command(after_help = help::INFO_EXAMPLES)]
     Info(InfoArgs),
     /// Check the metadata of a qcow2 image: corruptions and leaks.
-    #[command(after_help = CHECK_EXAMPLES)]
+    #[command(after_help = help::CHECK_EXAMPLES)]
     Check(CheckArgs),
     /// Repair the metadata of a qcow2 image.
-    #[command(after_help = REPAIR_EXAMPLES)]
+    #[command(after_help = help::REPAIR_EXAMPLES)]
     Repair(RepairArgs),
     /// List, create, apply and delete the internal snapshots of a qcow2 image.
-    #[command(after_help = SNAPSHOT_EXAMPLES)]
+    #[command(after_help = help::SNAPSHOT_EXAMPLES)]
     Snapshot(SnapshotArgs),
     /// Show the ranges that differ between internal snapshots, or one and the active disk.
-    #[command(after_help = DIFF_EXAMPLES)]
+    #[command(after_help = help::DIFF_EXAMPLES)]
     Diff(DiffArgs),
     /// Show where the content of a disk lies: layer, data or zeros, place in the file.
-    #[command(after_help = MAP_EXAMPLES)]
+    #[command(after_help = help::MAP_EXAMPLES)]
     Map(MapArgs),
     /// Compare the content of two disks, with what is below them.
-    #[command(after_help = COMPARE_EXAMPLES)]
+    #[command(after_help = help::COMPARE_EXAMPLES)]
     Compare(CompareArgs),
     /// Copy everything that is in backing files into the image, which then stands alone.
-    #[command(after_help = FLATTEN_EXAMPLES)]
+    #[command(after_help = help::FLATTEN_EXAMPLES)]
     Flatten(FlattenArgs),
     /// Write what an overlay holds into its backing file.
-    #[command(after_help = COMMIT_EXAMPLES)]
+    #[command(after_help = help::COMMIT_EXAMPLES)]
     Commit(CommitArgs),
     /// Create a qcow2 image, empty or as an overlay.
-    #[command(after_help = CREATE_EXAMPLES)]
+    #[command(after_help = help::CREATE_EXAMPLES)]
     Create(CreateArgs),
 }
 
@@ -94,11 +86,6 @@ pub struct InfoArgs {
     #[arg(long)]
     pub json: bool,
 }
-
-const INFO_EXAMPLES: &str = "\
-Examples:
-  snaptool disk info data.qcow2
-  snaptool disk info --force-share --json data.qcow2 | jq '.layers[].file'";
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -122,16 +109,6 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
-const CHECK_EXAMPLES: &str = "\
-Examples:
-  snaptool disk check data.qcow2
-  snaptool disk check --json data.qcow2 | jq .leaks
-  snaptool disk check --repair leaks data.qcow2
-
-The exit codes are those of qemu-img check: 0 clean, 1 could not do it, 2 corruptions, 3 leaks only,
-63 for a format that has nothing to check. With --repair they are for the image as it is afterwards.
-Leaks waste room and harm nothing; corruptions must be repaired before the image is written again.";
-
 /// What is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RepairWhat {
@@ -154,14 +131,6 @@ pub struct RepairArgs {
     #[arg(long)]
     pub json: bool,
 }
-
-const REPAIR_EXAMPLES: &str = "\
-Examples:
-  snaptool disk repair data.qcow2
-  snaptool disk repair --what leaks data.qcow2
-
-Exit codes as those of `disk check`, for the image as it is afterwards. An interrupt or a crash leaves the image
-as it was before or repaired.";
 
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
@@ -219,16 +188,6 @@ pub enum SnapshotCommand {
     },
 }
 
-const SNAPSHOT_EXAMPLES: &str = "\
-Examples:
-  snaptool disk snapshot list data.qcow2
-  snaptool disk snapshot create before-upgrade data.qcow2
-  snaptool disk snapshot apply before-upgrade data.qcow2
-  snaptool disk snapshot delete 1 data.qcow2
-
-A crash or an interrupt at any time leaves the image before or after the change, at worst with leaked clusters.
-The snapshot file of a machine names the internal snapshots it needs: deleting one makes it unrestorable.";
-
 #[derive(Debug, Args)]
 pub struct DiffArgs {
     #[command(flatten)]
@@ -255,14 +214,6 @@ pub struct DiffArgs {
     pub json: bool,
 }
 
-const DIFF_EXAMPLES: &str = "\
-Examples:
-  snaptool disk diff data.qcow2 before-upgrade
-  snaptool disk diff --limit 0 data.qcow2 1 2
-  snaptool disk diff --json data.qcow2 1 | jq .differing_bytes
-
-Tables and clusters that both share are equal and not read; the rest is compared byte by byte.";
-
 #[derive(Debug, Args)]
 pub struct MapArgs {
     #[command(flatten)]
@@ -276,11 +227,6 @@ pub struct MapArgs {
     #[arg(long)]
     pub json: bool,
 }
-
-const MAP_EXAMPLES: &str = "\
-Examples:
-  snaptool disk map data.qcow2
-  snaptool disk map --json data.qcow2 | jq '[.[] | select(.data) | .length] | add'";
 
 #[derive(Debug, Args)]
 pub struct CompareArgs {
@@ -313,14 +259,6 @@ pub struct CompareArgs {
     pub json: bool,
 }
 
-const COMPARE_EXAMPLES: &str = "\
-Examples:
-  snaptool disk compare data.qcow2 copy.raw
-  snaptool disk compare -f raw disk1 -F qcow2 disk2
-
-Exit code 0: the same; 1: different; 2: could not do it. Where one disk is longer, the rest must be
-zeros; with --strict the lengths must be equal.";
-
 #[derive(Debug, Args)]
 pub struct FlattenArgs {
     #[command(flatten)]
@@ -335,14 +273,6 @@ pub struct FlattenArgs {
     pub json: bool,
 }
 
-const FLATTEN_EXAMPLES: &str = "\
-Examples:
-  snaptool disk flatten data.qcow2
-  snaptool disk flatten --rate 100M data.qcow2
-
-Backing files are read only and stay as they are. An interrupted run leaves a sound image that still needs them;
-the next run goes on where it ended. The disk of a running machine is flattened by `snapvm disk flatten`.";
-
 #[derive(Debug, Args)]
 pub struct CommitArgs {
     #[command(flatten)]
@@ -356,14 +286,6 @@ pub struct CommitArgs {
     #[arg(long)]
     pub json: bool,
 }
-
-const COMMIT_EXAMPLES: &str = "\
-Examples:
-  snaptool disk commit data.qcow2
-
-The overlay stays as it is, so that an interrupt or a crash loses nothing: the next run writes everything again.
-Every other overlay on the same backing file loses its base, and a snapshot file that needs it can no longer be
-restored: where the image names such a snapshot, and it exists, the command refuses.";
 
 #[derive(Debug, Args)]
 pub struct CreateArgs {
@@ -395,8 +317,3 @@ pub struct CreateArgs {
     #[arg(long)]
     pub json: bool,
 }
-
-const CREATE_EXAMPLES: &str = "\
-Examples:
-  snaptool disk create data.qcow2 20G
-  snaptool disk create -b base.raw -F raw data.qcow2";

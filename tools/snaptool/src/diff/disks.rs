@@ -10,8 +10,10 @@ use qcow2::diff::DiffSide;
 use qcow2::{Chain, ImageFormat, Layer};
 use serde::Serialize;
 
+use crate::cli::DiffArgs;
 use crate::disks::content::Content;
 use crate::disks::{Disk, Mode};
+use crate::output::{Output, printable, size};
 use crate::progress::Progress;
 
 /// Bytes that are read at a time.
@@ -122,6 +124,45 @@ pub fn diff(before: (&Path, &[Disk]), after: (&Path, &[Disk])) -> Vec<DiskDiff> 
         .filter(|disk| find(before, &disk.id).is_none())
         .map(|disk| DiskDiff::new(&disk.id, State::OnlyAfter));
     of_before.chain(of_after).collect()
+}
+
+/// Prints how a disk differs.
+pub fn print(args: &DiffArgs, disk: &DiskDiff, output: &mut Output) -> std::io::Result<()> {
+    let id = printable(&disk.id).into_owned();
+    let limit = if args.limit == 0 { usize::MAX } else { args.limit };
+    for range in disk.ranges.iter().take(limit) {
+        let last = range.offset.saturating_add(range.len_bytes).saturating_sub(1);
+        output.fact(
+            &format!("disk {id}"),
+            format_args!(
+                "{:#x}-{last:#x} ({}) differs",
+                range.offset,
+                size(range.len_bytes)
+            ),
+        )?;
+    }
+    let shown = disk.ranges.len().min(limit) as u64;
+    if shown < disk.range_count {
+        let more = disk.range_count - shown;
+        output.fact(&format!("disk {id}"), format_args!("and {more} more ranges"))?;
+    }
+    let answer = match disk.state {
+        State::Same => "the same".to_owned(),
+        State::Differs => format!(
+            "{} differ in {} ranges",
+            size(disk.differing_bytes),
+            disk.range_count
+        ),
+        State::OnlyBefore => format!("only in {}", args.before.display()),
+        State::OnlyAfter => format!("only in {}", args.after.display()),
+        State::NotCompared => {
+            format!(
+                "not compared: {}",
+                printable(disk.reason.as_deref().unwrap_or("-"))
+            )
+        }
+    };
+    output.fact(&format!("disk {id}"), answer)
 }
 
 /// Whether the disk tables alone say that the content is the same.
