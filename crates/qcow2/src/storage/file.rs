@@ -16,7 +16,8 @@ use crate::storage::{Access, Cache, Storage};
 
 /// A file, locked against other programs as QEMU locks its images.
 ///
-/// The lock belongs to the open file description and ends when its last descriptor is closed.
+/// The lock ends with the storage, even where copies of its descriptor live on: a child process has some from its
+/// fork to its exec, and whoever opens the file again at that moment would otherwise find it in use.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
@@ -112,6 +113,17 @@ impl FileStorage {
             Ok(found) => Ok(Some(found)),
             Err(Errno::NXIO) => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        // A file that was taken over may have locks that are not ours.
+        if self.path.is_some()
+            && let Err(error) = Lock::release(&self.file)
+        {
+            tracing::warn!(%error, path = ?self.path, "cannot unlock");
         }
     }
 }

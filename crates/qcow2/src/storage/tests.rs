@@ -180,6 +180,16 @@ fn a_file_open_for_reading_or_downgraded_is_not_written() {
 }
 
 #[test]
+fn a_lock_ends_with_the_storage_and_not_with_copies_of_its_descriptor() {
+    let directory = directory();
+    let file = new_file(&directory, Cache::Writeback).unwrap();
+    let _copy = file.file().try_clone().unwrap();
+    let path = file.path().unwrap().to_owned();
+    drop(file);
+    FileStorage::open(&path, Access::ReadWrite, Cache::Writeback).unwrap();
+}
+
+#[test]
 fn holes_of_a_file_are_found() {
     let directory = directory();
     let file = new_file(&directory, Cache::Writeback).unwrap();
