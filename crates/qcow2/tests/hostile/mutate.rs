@@ -166,6 +166,18 @@ impl Mutant {
         refcounts || self.name.contains("bitmap")
     }
 
+    /// Returns whether compressed data was changed.
+    pub fn is_damaged(&self) -> bool {
+        self.changes
+            .iter()
+            .any(|change| change.starts_with("compressed data"))
+    }
+
+    /// Returns whether the snapshot table or an L1 table of a snapshot was changed.
+    pub fn concerns_snapshots(&self) -> bool {
+        self.changes.iter().any(|change| change.starts_with("snapshot"))
+    }
+
     fn change(&mut self, anatomy: &Anatomy, random: &mut Random) {
         match random.below(20) {
             0..=3 => {
