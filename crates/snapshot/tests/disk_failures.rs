@@ -12,7 +12,8 @@ use snapshot::{
     WriterOptions, save,
 };
 use support::faulty::{Fault, Faulty};
-use support::live::{LiveScene, assert_checked, assert_restorable, qemu_img};
+use support::live::{LiveScene, assert_restorable};
+use support::qemu::{assert_checked, qemu_img};
 
 fn options(disks: DisksMode) -> SaveOptions {
     SaveOptions {

@@ -13,9 +13,9 @@ use std::process::{Child, Command, Stdio};
 
 use snapshot::{DisksMode, SaveControl, SaveMode, SaveOptions, save};
 use support::live::{
-    LiveMachine, alone, assert_checked, assert_restorable, config_of, expected, make_disk, numbers, place,
-    read_all,
+    LiveMachine, alone, assert_restorable, config_of, expected, make_disk, numbers, place, read_all,
 };
+use support::qemu::assert_checked;
 use tempfile::TempDir;
 use vmm::Disk;
 

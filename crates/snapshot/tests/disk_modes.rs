@@ -9,10 +9,8 @@ use snapshot::{
     DisksMode, DisksRestore, KnownFingerprints, RestoreOptions, SaveControl, SaveMode, SaveOptions,
     SaveReport, Subject, read_disks, read_machine, restore_disks, save,
 };
-use support::live::{
-    LiveMachine, LiveScene, assert_checked, assert_restorable, expected, numbers, qemu_img, read_by_qemu,
-    written_at,
-};
+use support::live::{LiveMachine, LiveScene, assert_restorable, expected, numbers, written_at};
+use support::qemu::{assert_checked, qemu_img, read_by_qemu};
 
 fn options(mode: SaveMode, disks: DisksMode) -> SaveOptions {
     SaveOptions {

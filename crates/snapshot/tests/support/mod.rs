@@ -3,6 +3,7 @@
 
 pub mod faulty;
 pub mod live;
+pub mod qemu;
 
 use std::any::Any;
 use std::fs::{self, File};

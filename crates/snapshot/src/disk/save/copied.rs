@@ -11,7 +11,8 @@ use tempfile::TempPath;
 
 use vmm::DiskFormat;
 
-use super::{DiskResult, KeptTimes};
+use super::DiskResult;
+use super::kept::KeptTimes;
 use crate::disk::beside::Watch;
 use crate::disk::copy::copy_content;
 use crate::disk::fingerprint::{fingerprint, mtime_ns};
