@@ -98,30 +98,35 @@ impl Disk {
                 ];
                 expect_success(qemu_img, &arguments)
             }
-            (Some(qemu_img), Some(id)) if thorough => {
-                let theirs = to.with_extension("theirs");
-                let id = format!("snapshot.id={id}");
-                let arguments = [
-                    "convert",
-                    "-U",
-                    "-f",
-                    "qcow2",
-                    "-l",
-                    &id,
-                    "-O",
-                    "raw",
-                    text(path)?,
-                    text(&theirs)?,
-                ];
-                expect_success(qemu_img, &arguments)?;
-                let same = fs::read(to)? == fs::read(&theirs)?;
-                fs::remove_file(&theirs)?;
-                ensure!(same, "QEMU reads {} of {} differently", id, path.display());
-                Ok(())
-            }
+            (Some(qemu_img), Some(id)) if thorough => read_alike(qemu_img, path, &id, to),
             _ => Ok(()),
         }
     }
+}
+
+/// Has QEMU's program read an internal snapshot, of which `ours` is what we have read.
+fn read_alike(qemu_img: &[String], path: &Path, id: &str, ours: &Path) -> Result<()> {
+    let (copied, theirs) = (ours.with_extension("copied"), ours.with_extension("theirs"));
+    // The image itself is locked. What belongs to the snapshot does not change while it is copied.
+    fs::copy(path, &copied).with_context(|| format!("copying {}", path.display()))?;
+    let snapshot = format!("snapshot.id={id}");
+    let arguments = [
+        "convert",
+        "-f",
+        "qcow2",
+        "-l",
+        &snapshot,
+        "-O",
+        "raw",
+        text(&copied)?,
+        text(&theirs)?,
+    ];
+    expect_success(qemu_img, &arguments)?;
+    let same = fs::read(ours)? == fs::read(&theirs)?;
+    fs::remove_file(&copied)?;
+    fs::remove_file(&theirs)?;
+    ensure!(same, "QEMU reads snapshot {id} of {} differently", path.display());
+    Ok(())
 }
 
 /// Has every checker look at a qcow2 image that nobody writes.
