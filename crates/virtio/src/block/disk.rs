@@ -17,7 +17,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use qcow2::Image;
 
@@ -53,6 +53,8 @@ struct Inner {
     /// What requests reach; each takes its own reference.
     top: RwLock<Top>,
     gate: Arc<Gate>,
+    /// There once the disk is closed.
+    closed: OnceLock<DiskHold>,
     listeners: event::Listeners,
 }
 
@@ -111,6 +113,7 @@ impl Disk {
             flattening: Mutex::default(),
             top: RwLock::new(top),
             gate: Gate::new()?,
+            closed: OnceLock::new(),
             listeners: event::Listeners::default(),
         };
         Ok(Self {
@@ -197,6 +200,34 @@ impl Disk {
             gate::NotIdle::Late => Error::Drain { after: DRAIN_TIMEOUT },
             gate::NotIdle::Waiting => self.full(),
         })
+    }
+
+    /// Ends the use of the disk: from now on requests stay in their queues, and when this returns the files hold
+    /// everything, complete and durable. A request that waits for room on the medium is given up.
+    ///
+    /// # Errors
+    /// The medium failed, or requests under way did not complete in time; what could be written is.
+    pub fn close(&self) -> Result<()> {
+        let _changing = self.changing();
+        let held = self.hold();
+        let (backend, store) = {
+            let top = self.top();
+            (Arc::clone(&top.backend), top.store.clone())
+        };
+        match store {
+            Store::Image(image) => image.settle().map_err(|error| self.failed(error))?,
+            Store::Raw { .. } | Store::Other if self.is_read_only() => {}
+            Store::Raw { .. } | Store::Other => backend.flush().map_err(Error::io("flush of a disk"))?,
+        }
+        match held {
+            Ok(hold) => {
+                // Closed before, it is held already.
+                let _ = self.inner.closed.set(hold);
+                Ok(())
+            }
+            Err(Error::DiskFull { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Tells whether a request waits for room on the medium, by the policy [`OnFull::Pause`](crate::OnFull::Pause).

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::sync::atomic::Ordering;
 
+use qcow2::{Access, FileStorage};
+
 use super::images::{DISK_BYTES, Images, REQUESTS, check_image, names, owner, switch};
 use super::traffic::Traffic;
 use super::*;
-use crate::config::DiskCache;
+use crate::config::{DiskCache, DiskFormat};
 
 #[test]
 fn a_disk_is_flattened_while_requests_pour_in() {
@@ -183,6 +185,37 @@ fn discards_are_asked_for_in_whole_clusters() {
         "discard_sector_alignment"
     );
     assert_ne!(driver.features & 1 << VIRTIO_BLK_F_WRITE_ZEROES, 0);
+}
+
+/// Whoever still has the disk, its files are complete: no cluster is left that counts and is not used.
+#[test]
+fn a_closed_disk_is_complete_in_its_files() {
+    let images = Images::new();
+    let (config, shadow) = images.qcow2("d.qcow2", |options| options.cluster_bits = 12);
+    let disk = Disk::open(&config).unwrap();
+    let mut driver = Driver::started(Block::new(disk.clone()), 0);
+    let mut traffic = Traffic::new(&mut driver, 14, shadow);
+    traffic.run(&mut driver, REQUESTS);
+    let (frozen, _) = switch(&disk, &images.path("s0"), &mut driver, &mut traffic);
+    traffic.run(&mut driver, REQUESTS);
+    disk.close().unwrap();
+    disk.close().unwrap();
+    // What was answered until then is in the files; what comes now stays in the queue.
+    traffic.collect(&mut driver);
+    let before = std::fs::read(&config.file).unwrap();
+    traffic.pour(&mut driver);
+    driver.transport.pause().unwrap();
+    assert!(std::fs::read(&config.file).unwrap() == before);
+    for path in [&config.file, &frozen.path] {
+        let storage = FileStorage::from_file(File::open(path).unwrap(), Access::ReadOnly);
+        let metadata = qcow2::Metadata::open(std::sync::Arc::new(storage)).unwrap();
+        let report = qcow2::check::check(&metadata, &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+        assert!(report.is_clean(), "{}: {report:?}", path.display());
+    }
+    drop((driver, disk));
+    traffic
+        .shadow
+        .compare_disk(&images.reader(&config.file, DiskFormat::Qcow2));
 }
 
 #[test]
