@@ -294,7 +294,7 @@ pub struct CreateArgs {
     pub path: PathBuf,
 
     /// The length of the disk, such as 20G; by default that of the backing file.
-    #[arg(value_name = "SIZE", required_unless_present = "backing")]
+    #[arg(value_name = "SIZE", required_unless_present = "backing", value_parser = size)]
     pub size: Option<ByteSize>,
 
     /// The backing file, by a name as seen from the directory of the new image.
@@ -306,7 +306,7 @@ pub struct CreateArgs {
     pub backing_format: Option<FormatName>,
 
     /// Bytes of a cluster, a power of two from 512 to 2M.
-    #[arg(long, value_name = "SIZE", default_value = "64KiB")]
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = size)]
     pub cluster_size: ByteSize,
 
     /// Bits of a reference count, a power of two from 1 to 64; one bit allows no snapshots.
@@ -316,4 +316,32 @@ pub struct CreateArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Reads a size as all tools for disks do: `64K` is 64 KiB.
+fn size(text: &str) -> Result<ByteSize, String> {
+    let binary = match text.bytes().last() {
+        Some(unit) if unit.is_ascii_alphabetic() && !unit.eq_ignore_ascii_case(&b'b') => format!("{text}iB"),
+        _ => text.to_owned(),
+    };
+    binary.parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_with_one_letter_is_in_powers_of_two() {
+        for (text, bytes) in [
+            ("512", 512),
+            ("64K", 64 << 10),
+            ("64m", 64 << 20),
+            ("1GiB", 1 << 30),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(size(text).map(|size| size.as_u64()), Ok(bytes), "{text}");
+        }
+        assert!(size("12parsecs").is_err());
+    }
 }
