@@ -45,7 +45,11 @@ pub fn run_to_end(host: &Arc<Host>, socket: Option<ApiSocket>) -> anyhow::Result
         .enable_all()
         .build()
         .context("starting the event loop")?;
-    match runtime.block_on(serve_to_end(host, socket))? {
+    let ended = runtime.block_on(serve_to_end(host, socket));
+    if let Some(vm) = host.vm() {
+        vm.close_disks()?;
+    }
+    match ended? {
         Some(reason) => conclude(&reason),
         None => Ok(Outcome::Good),
     }

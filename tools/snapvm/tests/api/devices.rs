@@ -276,3 +276,34 @@ fn commands_about_disks(api: &Described, snapshot: &Path) {
         "{text}"
     );
 }
+
+#[test]
+fn the_images_of_a_machine_that_was_ended_are_complete() {
+    if !has_kvm("the_images_of_a_machine_that_was_ended_are_complete") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let flags = flags(&path("d.raw"), &path("cd.raw"));
+    let mut api = Described::new(Vm::builtin(&strs(&flags)));
+    let body = json!({"path": path("out.vmsnap")}).to_string();
+    api.expect(200, "POST", "/v1/snapshots?wait=true", &body);
+    // What flattening writes into the overlay is as a guest's writes are.
+    let flatten = json!({"disk": "data"}).to_string();
+    api.expect(200, "POST", "/v1/disks/flatten?wait=true", &flatten);
+    api.expect(200, "PUT", "/v1/shutdown", "");
+    assert_eq!(api.vm.wait(), 0);
+    let mut command = std::process::Command::new("qemu-img");
+    match command
+        .args(["check", "-f", "qcow2"])
+        .arg(path("d.raw.qcow2"))
+        .output()
+    {
+        Ok(output) => assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        ),
+        Err(error) => eprintln!("SKIPPED: checking with qemu-img: {error}"),
+    }
+}
