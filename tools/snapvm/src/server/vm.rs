@@ -121,20 +121,8 @@ impl Vm {
     /// The medium of a disk failed, or has no room.
     pub fn close_disks(&self) -> anyhow::Result<()> {
         for disk in self.machine.disks() {
-            if disk.is_read_only() {
-                continue;
-            }
-            // Requests that the guest has left behind are completed first; one that waits for room never is.
-            let hold = disk.hold();
-            if let Err(error) = &hold {
-                tracing::warn!(%error, "a disk does not come to rest");
-            }
-            // What the first flush frees lowers refcounts, which are in the file after the second.
-            for _ in 0..2 {
-                disk.backend()
-                    .flush()
-                    .with_context(|| format!("disk {}: what the guest has not flushed is lost", disk.id()))?;
-            }
+            let lost = || format!("disk {}: what the guest has not flushed may be lost", disk.id());
+            disk.close().with_context(lost)?;
         }
         Ok(())
     }
