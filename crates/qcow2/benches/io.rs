@@ -1,8 +1,9 @@
 //! Guest I/O beside a raw file and beside `qemu-img bench`, through the page cache and directly.
 //!
-//! Each figure is the median of three runs over a disk of 256 MiB, one request at a time; runs of writes end with a
-//! flush, which counts; for QEMU that takes the time of the whole process, its start included. QEMU has no random requests here: its small ones go through the disk by strides. Only the
-//! ratios mean anything from one machine to another.
+//! Each figure is the median of three runs over a disk of 256 MiB, one request at a time. Runs of writes end with a
+//! flush, which counts; for QEMU that takes the time of the whole process, its start included. QEMU has no random
+//! requests here: its small ones go through the disk by strides. Only the ratios mean anything from one machine to
+//! another.
 //!
 //! `cargo bench -p qcow2 --bench io [DIRECTORY]`
 
