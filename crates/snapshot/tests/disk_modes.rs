@@ -100,6 +100,10 @@ fn internal_snapshots_are_of_the_instant_of_memory_and_can_be_gone_back_to() {
         assert_eq!(report.disks[0].mode, DisksMode::Internal);
         assert_eq!(report.disks[0].depth, 1);
     }
+    // A copy can be brought back beside the machine, which has the images locked and writes to them.
+    drop(assert_restorable(&scene.path("0.vmsnap")));
+    scene.machine.wait_for_writes(300);
+    scene.machine.assert_intact();
     let LiveScene {
         machine, directory, ..
     } = scene;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use qcow2::{FileStorage, Metadata};
 use vmm::{Disk, DiskConfig, DiskFormat};
 
-use super::layers::{check_layers, find_top, open_chain};
+use super::layers::{check_layers, find_top, open_beside_a_writer};
 use super::overlay::create_overlay;
 use super::{DiskResult, OwnFile, Places, open_disk};
 use crate::disk::{DiskEntry, DiskError, DiskFault, Fingerprint, InternalEntry, LayerKind};
@@ -35,7 +35,7 @@ pub(super) fn over_snapshot(
     }
     let internal = internal(entry)?;
     let image = find_top(entry, LayerKind::Internal, places)?;
-    let chain = open_chain(&image, DiskFormat::Qcow2)?;
+    let chain = open_beside_a_writer(&image)?;
     let storage = chain.layers.first().map(|layer| Arc::clone(&layer.storage));
     check_snapshot(entry, internal, &image, storage)?;
     check_layers(entry, &chain, 1, places)?;

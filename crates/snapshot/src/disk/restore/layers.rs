@@ -51,10 +51,25 @@ pub(super) fn open_chain(top: &Path, format: DiskFormat) -> DiskResult<qcow2::Ch
         _ => qcow2::ImageFormat::Qcow2,
     };
     let opened = qcow2::Chain::open(top, format, qcow2::Access::ReadOnly, qcow2::Cache::Writeback);
-    opened.map_err(|error| DiskError::Chain {
+    opened.map_err(|error| chain_error(top, error))
+}
+
+/// Opens a qcow2 image for what an internal snapshot keeps in it, which does not change while a machine writes to the
+/// image.
+pub(super) fn open_beside_a_writer(top: &Path) -> DiskResult<qcow2::Chain> {
+    let format = qcow2::ImageFormat::Qcow2;
+    let opened = match qcow2::Chain::open(top, format, qcow2::Access::ReadOnly, qcow2::Cache::Writeback) {
+        Err(qcow2::Error::InUse { .. }) => qcow2::Chain::open_shared(top, format),
+        opened => opened,
+    };
+    opened.map_err(|error| chain_error(top, error))
+}
+
+fn chain_error(top: &Path, error: qcow2::Error) -> DiskError {
+    DiskError::Chain {
         path: top.to_owned(),
         source: error.into(),
-    })
+    }
 }
 
 /// Refuses a chain that is not the one of the disk table; `from` layers were looked at already.
