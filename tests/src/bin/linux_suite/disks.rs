@@ -168,9 +168,14 @@ impl<'a> Disks<'a> {
         }
     }
 
-    /// Whether a snapshot, complete or not, has frozen a disk.
-    pub fn has_frozen(self, snapshot: &Path, id: Id) -> bool {
-        self.are_overlaid() && beside(snapshot, id, "qcow2").exists()
+    /// Whether a snapshot, complete or not, has frozen a disk or put a snapshot into it.
+    pub fn has_kept(self, snapshot: &Path, id: Id) -> Result<bool> {
+        if self.are_internal() {
+            let name = snapshot.file_name().unwrap_or_default().to_string_lossy();
+            images::has_snapshot(&self.live(id), &name)
+        } else {
+            Ok(beside(snapshot, id, "qcow2").exists())
+        }
     }
 
     /// Checks the disks as of a snapshot against what the guest said before and after it.

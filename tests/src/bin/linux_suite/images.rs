@@ -182,6 +182,12 @@ pub fn check_files(plan: &Plan, file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether an image has an internal snapshot of this name.
+pub fn has_snapshot(path: &Path, name: &str) -> Result<bool> {
+    let metadata = Metadata::open(unlocked(path)?).with_context(|| format!("opening {}", path.display()))?;
+    Ok(metadata.snapshots.iter().any(|snapshot| snapshot.name() == name))
+}
+
 /// The id of the snapshot that was added to an image last.
 fn latest_snapshot(path: &Path) -> Result<String> {
     let metadata = Metadata::open(unlocked(path)?).with_context(|| format!("opening {}", path.display()))?;

@@ -150,12 +150,13 @@ fn kill(
     // It fails, unless the snapshot was complete.
     let _ended = command.wait()?;
     let silent_seconds = now_ms().saturating_sub(last.heard_ms) / 1000 + LINE_SECONDS;
-    let frozen = Id::ALL.map(|id| guest.disks.has_frozen(file, id));
-    let after = match (file.exists(), frozen) {
-        (true, _) => "its end",
-        (false, [true, true]) => "the switch of all disks",
-        (false, [false, false]) => "nothing that can be seen",
-        (false, _) => "the switch of one disk",
+    let counter = guest.disks.has_kept(file, Id::Counter)?;
+    let files = guest.disks.has_kept(file, Id::Files)?;
+    let after = match (file.exists(), counter, files) {
+        (true, _, _) => "its end",
+        (false, true, true) => "the capture point",
+        (false, false, false) => "nothing that can be seen",
+        (false, _, _) => "one disk was kept",
     };
     seen.fact("killed_after", after);
     seen.number("disk_flushed", last.status.disk_flushed as f64);
