@@ -20,6 +20,7 @@ mod create;
 mod delete;
 mod fingerprint;
 mod freed;
+mod holder;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -33,6 +34,7 @@ use crate::metadata::Metadata;
 use crate::snapshot_table::SnapshotEntry;
 
 pub use fingerprint::fingerprint;
+pub use holder::holder;
 
 /// Bytes of a snapshot's name: as many as QEMU's tools keep.
 pub const MAX_NAME_BYTES: usize = 255;

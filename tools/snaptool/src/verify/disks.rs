@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use qcow2::{Access, Cache, FileStorage, ImageFormat, Metadata};
+use qcow2::{Access, Cache, Chain, FileStorage, ImageFormat, Metadata};
 use serde::Serialize;
 use snapfile::Snapshot;
 
@@ -136,14 +136,18 @@ impl Work<'_> {
         path: &Path,
         internal: Option<&Internal>,
     ) -> anyhow::Result<CheckedLayer> {
-        let name = Some(path.display().to_string());
-        let matches = match internal {
-            Some(internal) => internal_fingerprint(path, internal)? == Some(layer.fingerprint),
-            None => self.fingerprint(path, layer.file_bytes)? == Some(layer.fingerprint),
+        let found = match internal {
+            Some(internal) => holder(path, internal, layer.fingerprint)?,
+            None => (self.fingerprint(path, layer.file_bytes)? == Some(layer.fingerprint))
+                .then(|| path.to_owned()),
         };
-        if !matches {
-            return Ok(CheckedLayer::new(name, State::Differs));
-        }
+        let Some(path) = &found else {
+            return Ok(CheckedLayer::new(
+                Some(path.display().to_string()),
+                State::Differs,
+            ));
+        };
+        let name = Some(path.display().to_string());
         if layer.format.as_deref().and_then(disks::format) != Some(ImageFormat::Qcow2) {
             return Ok(CheckedLayer::new(name, State::Matches));
         }
@@ -203,16 +207,16 @@ impl CheckedLayer {
     }
 }
 
-/// Returns the fingerprint of an internal snapshot, or `None` if the image has none of that id or is no image.
+/// Returns the image that has an internal snapshot as it was: the one at `path`, or one below it, if later snapshots have
+/// put overlays on it.
 ///
 /// The machine may go on writing to the image: the tables of a snapshot do not change by that.
-fn internal_fingerprint(path: &Path, internal: &Internal) -> anyhow::Result<Option<Fingerprint>> {
-    let storage = FileStorage::from_file(File::open(path)?, Access::ReadOnly);
-    let found = Metadata::open(Arc::new(storage))
-        .and_then(|metadata| qcow2::snapshots::fingerprint(&metadata, &internal.id));
-    match found {
-        Ok(bytes) => Ok(Some(Fingerprint(bytes))),
-        Err(qcow2::Error::Io(error)) => Err(error.into()),
-        Err(_) => Ok(None),
-    }
+fn holder(path: &Path, internal: &Internal, expected: Fingerprint) -> anyhow::Result<Option<PathBuf>> {
+    let mut chain = match Chain::open_shared(path, ImageFormat::Qcow2) {
+        Ok(chain) => chain,
+        Err(qcow2::Error::Io(error)) => return Err(error.into()),
+        Err(_) => return Ok(None),
+    };
+    let place = qcow2::snapshots::holder(&chain, &internal.id, &expected.0);
+    Ok(place.map(|place| chain.layers.swap_remove(place).path))
 }

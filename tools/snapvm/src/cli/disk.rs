@@ -45,9 +45,10 @@ Examples:
   snapvm disk flatten --api-sock vm.sock data
   snapvm disk flatten --api-sock vm.sock --rate 50M
 
-Every snapshot with --disks overlay makes the chain of a disk one file longer, and reading slower. Flattening copies what
-still is in the lower files into the file that is written to. The lower files stay, for the snapshots that need them.
-Interrupting the command (Ctrl-C) gives it up; what was copied stays copied, so that a second try has less to do.
+Every snapshot with --disks overlay makes the chain of a disk one file longer, and reading slower.
+Flattening copies what still is in the lower files into the file that is written to. The lower
+files stay, for the snapshots that need them. Interrupting the command (Ctrl-C) gives it up; what
+was copied stays copied, so that a second try has less to do.
 
 Exit codes: 0 the disk consists of one file; 1 it was given up; 2 could not do it.")]
 pub struct FlattenArgs {

@@ -48,10 +48,12 @@ Examples:
   snapvm run --builtin --memory 1G --cpus 2 --api-sock vm.sock
 
 A machine.toml has the same names: kernel = \"vmlinuz\", memory = \"1G\", [[disks]] with id, file,
-format and readonly, [[nets]], [vsock], [balloon]; --no-rng is rng = false. It stands instead of the flags, not beside them.
+format and readonly, [[nets]], [vsock], [balloon]; --no-rng is rng = false. It stands instead of
+the flags, not beside them.
 
-With --serial stdio on a terminal every key goes to the guest, Ctrl-C too; Ctrl-A x ends the machine, Ctrl-A h lists
-the keys. The machine runs in the foreground until the guest stops or SIGINT or SIGTERM arrives.")]
+With --serial stdio on a terminal every key goes to the guest, Ctrl-C too; Ctrl-A x ends the
+machine, Ctrl-A h lists the keys. The machine runs in the foreground until the guest stops or
+SIGINT or SIGTERM arrives.")]
 pub struct RunArgs {
     /// Boot this kernel: a Linux bzImage, or an ELF file with a PVH entry note.
     #[arg(long, value_name = "FILE")]
@@ -123,11 +125,12 @@ Examples:
   snapvm restore out.vmsnap --disk disk0=second.qcow2 --net net0=tap1 --vsock-uds second.vsock
   snapvm restore out.vmsnap --disks in-place
 
-Memory size, processors and devices come from the file. Each disk gets a new overlay over its frozen image or internal
-snapshot, or a working copy of its copy, so that the file can be restored again: a temporary one, or where --disk says.
-A disk whose images are missing or were changed is refused. Disks that the guest only reads, taps and sockets are those
-that the file names unless others are given: restore only files that you trust. A host that lacks a processor feature
-which the guest has seen is refused, with the feature's name.")]
+Memory size, processors and devices come from the file. Each disk gets a new overlay over its
+frozen image or internal snapshot, or a working copy of its copy, so that the file can be restored
+again: a temporary one, or where --disk says. A disk whose images are missing or were changed is
+refused. Disks that the guest only reads, taps and sockets are those that the file names unless
+others are given: restore only files that you trust. A host that lacks a processor feature which
+the guest has seen is refused, with the feature's name.")]
 pub struct RestoreArgs {
     /// The snapshot file; parents are found through it.
     #[arg(value_name = "FILE")]
@@ -185,8 +188,8 @@ Examples:
   curl --unix-socket vm.sock -X PUT http://vm/v1/machine -d @machine.json
   snapvm status --api-sock vm.sock
 
-The description is that of `snapvm run --config`, as JSON and with absolute paths. One machine per process; the process
-ends with it, or by SIGINT, SIGTERM or PUT /v1/shutdown.")]
+The description is that of `snapvm run --config`, as JSON and with absolute paths. One machine per
+process; the process ends with it, or by SIGINT, SIGTERM or PUT /v1/shutdown.")]
 pub struct ServeArgs {
     /// Socket to create for describing and controlling the machine.
     #[arg(long, value_name = "PATH")]

@@ -16,20 +16,20 @@ Examples:
   snapvm snapshot --api-sock vm.sock out.vmsnap --codec lz4 --label why=nightly --json
   snapvm snapshot --api-sock vm.sock second.vmsnap --parent out.vmsnap
   snapvm snapshot --api-sock vm.sock out.vmsnap --mode stop
-
   snapvm snapshot --api-sock vm.sock out.vmsnap --disks overlay --frozen data=/images/data.monday.qcow2
 
-With --disks overlay the image of a disk d.qcow2 is renamed FILE.ID.qcow2, in its own directory, and belongs to the
-snapshot from then on; the machine goes on in a new overlay over it, which has the name d.qcow2: that name always is the
-live disk. A raw disk d.raw keeps its name as the frozen image, and the live disk is d.raw.qcow2. No disk is copied, and
-the guest is not held longer for a larger one. With --disks internal each qcow2 image gets an internal snapshot. With
---disks copy raw disks are copied to FILE.ID.raw.
+With --disks overlay the image of a disk d.qcow2 is renamed FILE.ID.qcow2, in its own directory,
+and belongs to the snapshot from then on; the machine goes on in a new overlay over it, which has
+the name d.qcow2: that name always is the live disk. A raw disk d.raw keeps its name as the frozen
+image, and the live disk is d.raw.qcow2. No disk is copied, and the guest is not held longer for a
+larger one. With --disks internal each qcow2 image gets an internal snapshot. With --disks copy
+raw disks are copied to FILE.ID.raw.
 
-Interrupting the command (Ctrl-C) gives up the snapshot. Whatever happens to a snapshot, the guest runs on and
-nothing incomplete is left under the name of the file.
+Interrupting the command (Ctrl-C) gives up the snapshot. Whatever happens to a snapshot, the guest
+runs on and nothing incomplete is left under the name of the file.
 
-Exit codes: 0 the file is complete; 1 the snapshot was given up (cancelled, or pressure with --on-pressure fail);
-2 could not do it.")]
+Exit codes: 0 the file is complete; 1 the snapshot was given up (cancelled, or pressure with
+--on-pressure fail); 2 could not do it.")]
 pub struct SnapshotArgs {
     /// Socket on which the machine is controlled.
     #[arg(long, value_name = "PATH")]

@@ -34,10 +34,15 @@ pub(super) fn over_snapshot(
         });
     }
     let internal = internal(entry)?;
-    let image = find_top(entry, LayerKind::Internal, places)?;
-    let chain = open_beside_a_writer(&image)?;
-    let storage = chain.layers.first().map(|layer| Arc::clone(&layer.storage));
-    check_snapshot(entry, internal, &image, storage)?;
+    let top = find_top(entry, LayerKind::Internal, places)?;
+    let mut chain = open_beside_a_writer(&top)?;
+    // Later snapshots may have put overlays on the image.
+    let expected = entry.layers.first().ok_or(DiskError::NotKept)?;
+    let above = qcow2::snapshots::holder(&chain, &internal.id, &expected.0).unwrap_or(0);
+    chain.layers.drain(..above);
+    let layer = chain.layers.first().ok_or(DiskError::NotKept)?;
+    let image = layer.path.clone();
+    check_snapshot(entry, internal, &image, Some(Arc::clone(&layer.storage)))?;
     check_layers(entry, &chain, 1, places)?;
     let own = OwnFile::create(None, &image)?;
     create_overlay(&own, entry.virtual_size_bytes, &image, DiskFormat::Qcow2, places)?;

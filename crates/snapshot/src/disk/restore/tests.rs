@@ -375,6 +375,28 @@ fn an_internal_snapshot_is_shown_below_an_overlay_or_applied() {
 }
 
 #[test]
+fn an_internal_snapshot_is_found_below_the_overlays_of_later_ones() {
+    let mut scene = with_internal();
+    let config = DiskConfig {
+        format: DiskFormat::Qcow2,
+        ..DiskConfig::new("data", scene.path("d.qcow2"))
+    };
+    let disk = Disk::open(&config).unwrap();
+    let owner = vmm::FrozenFor {
+        snapshot: scene.path("later.vmsnap"),
+        file_id: [3; 16],
+    };
+    let overlay = disk.prepare_overlay(&scene.path("frozen.qcow2"), &owner).unwrap();
+    overlay.switch().unwrap().settle().unwrap();
+    drop(disk);
+    let (disks, path) = scene.opened();
+    assert!(path.starts_with("/proc/self/fd"));
+    drop(disks);
+    scene.how = DisksRestore::InPlace;
+    assert!(matches!(scene.refusal("out.vmsnap"), DiskError::Internal { .. }));
+}
+
+#[test]
 fn an_internal_snapshot_that_was_deleted_or_made_anew_is_refused() {
     let mut scene = with_internal();
     scene.entry.layers = vec![Fingerprint([7; 32])];
