@@ -58,7 +58,7 @@ pub fn watch(health: &Health) -> Result<()> {
         }
         if line.contains(FORKED) {
             health.forks.fetch_add(1, Relaxed);
-            report::say(&Line::Forked(entropy::read()));
+            report::say(&Line::Forked(entropy::read_in_copy()));
         }
     }
 }
