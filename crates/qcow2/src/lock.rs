@@ -74,15 +74,23 @@ impl Lock {
         result
     }
 
+    /// Lets those read that can do with an inconsistent image, such as `qemu-img info --force-share`.
+    ///
+    /// For a writer of qcow2: other readers are kept out by its permission to write, which they forbid.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn share_reading(file: &File) -> io::Result<()> {
+        bytes_of(FORBIDDEN_BASE, CONSISTENT_READ).try_for_each(|byte| set(file, libc::F_UNLCK, byte))
+    }
+
     /// Turns the locks of a writer into those of a reader.
     ///
     /// # Errors
     /// The operating system's.
     pub fn downgrade(file: &File) -> io::Result<()> {
-        for byte in bytes_of(USED_BASE, WRITE | RESIZE).chain(bytes_of(FORBIDDEN_BASE, CONSISTENT_READ)) {
-            set(file, libc::F_UNLCK, byte)?;
-        }
-        Ok(())
+        bytes_of(USED_BASE, WRITE | RESIZE).try_for_each(|byte| set(file, libc::F_UNLCK, byte))?;
+        Self::share_reading(file)
     }
 
     /// Gives up all locks of the open file description.

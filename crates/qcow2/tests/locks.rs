@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use qcow2::{Access, Cache, CreateOptions, Error, FileStorage, ImageFormat, create};
+use qcow2::{Access, Cache, CreateOptions, Error, FileStorage, Image, ImageFormat, ImageOptions, create};
 use tempfile::TempDir;
 
 /// An image of either format in a directory of its own.
@@ -106,6 +106,24 @@ fn qemu_neither_reads_nor_writes_what_we_write() {
         drop(writer);
         assert_eq!(subject.qemu_can(), (true, true));
     }
+}
+
+#[test]
+fn qemu_looks_at_a_live_image_only_if_told_to_share_it() {
+    if !peer::is_here("qemu_looks_at_a_live_image_only_if_told_to_share_it") {
+        return;
+    }
+    let subject = Subject::new(ImageFormat::Qcow2);
+    let live = Image::open_chain(&subject.path, &ImageOptions::default()).unwrap();
+    assert_eq!(subject.qemu_can(), (false, false));
+    let info = |options: &[&str]| {
+        let image = [subject.path.to_str().unwrap()];
+        let arguments = ["info"].iter().chain(options).chain(&image);
+        peer::run("qemu-img", arguments).status.success()
+    };
+    assert!(info(&["--force-share"]));
+    assert!(!info(&[]));
+    drop(live);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::chain::{Chain, ChainLayer, ImageFormat};
 use crate::engine::{Engine, Parts};
 use crate::error::{Corruption, Result};
 use crate::layer::{Layer, RawImage};
+use crate::lock::Lock;
 use crate::metadata::{self, Metadata};
 use crate::repair::{Repair, repair};
 use crate::snapshots;
@@ -87,6 +88,8 @@ impl Image {
 
     /// Opens the image in a file that the caller has locked, with the name that the file has.
     ///
+    /// Programs that ask for it (`--force-share`) may read the file all the same, as they may with QEMU's images.
+    ///
     /// # Errors
     /// As [`Image::open`].
     pub fn open_file(
@@ -96,6 +99,7 @@ impl Image {
         options: &ImageOptions,
     ) -> Result<Self> {
         let mut image = Self::open(file.clone(), backing, options)?;
+        Lock::share_reading(file.file())?;
         image.file = Some(file);
         image.set_path(path.as_deref());
         Ok(image)
